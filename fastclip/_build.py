@@ -1,0 +1,94 @@
+"""What was built: the version and the record that setup.py leaves beside this file.
+
+It is read before ``fastclip._C`` is imported, so that an extension which does not fit the running
+torch is a reason in words and not a crash.
+"""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import TypedDict
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+__version__ = "0.1.0.dev0"
+
+DISTRIBUTION = "torch-fastclip"
+INFO_PATH = Path(__file__).with_name("_build_info.json")
+
+
+class BuildInfo(TypedDict):
+    """The record of a build."""
+
+    version: str
+    mode: str
+    native: bool
+    torch: str | None
+    compiler: str | None
+    cuda: str | None
+    instruction_sets: list[str]
+    reason: str | None
+
+
+def build_info() -> BuildInfo:
+    """Return how this copy of fastclip was built.
+
+    Returns:
+        ``version``: fastclip's. ``mode``: FASTCLIP_BUILD at build time. ``native``: whether
+        ``fastclip._C`` was built, and if not, ``reason`` says why. ``torch``: the full version
+        that it was built against. ``compiler``: its first line about itself. ``cuda``: the
+        toolkit's version, None without CUDA kernels. ``instruction_sets``: those compiled in,
+        best first.
+    """
+    if not INFO_PATH.exists():
+        return BuildInfo(
+            version=__version__,
+            mode="python",
+            native=False,
+            torch=None,
+            compiler=None,
+            cuda=None,
+            instruction_sets=[],
+            reason=f"the fastclip in {INFO_PATH.parent} was never built (pip install builds it)",
+        )
+    recorded = json.loads(INFO_PATH.read_text(encoding="utf-8"))
+    return BuildInfo(version=__version__, **recorded)
+
+
+def torch_mismatch(torch_version: str) -> str | None:
+    """Say why ``fastclip._C`` does not fit a torch, with the command that rebuilds it.
+
+    torch keeps its C++ interface within one major.minor, so that alone is compared.
+
+    Args:
+        torch_version: the running torch's version, as ``torch.__version__``.
+
+    Returns:
+        The reason, or None if the extension fits or there is none.
+    """
+    built = build_info()["torch"]
+    if built is None or built.split(".")[:2] == torch_version.split(".")[:2]:
+        return None
+    return (
+        f"fastclip._C was built against torch {built} and torch {torch_version} is running; "
+        "rebuild it with: pip install --force-reinstall --no-cache-dir --no-deps "
+        f"{install_target()}"
+    )
+
+
+def install_target() -> str:
+    """Return what pip was given to install this copy of fastclip (PEP 610), else its name."""
+    try:
+        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return DISTRIBUTION
+    if text is None:
+        return DISTRIBUTION
+    origin = json.loads(text)
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        return f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"
+    path = Path(url2pathname(urlsplit(origin["url"]).path))
+    if not origin["url"].startswith("file:") or not path.exists():
+        return DISTRIBUTION
+    return f"-e {path}" if origin.get("dir_info", {}).get("editable") else str(path)
