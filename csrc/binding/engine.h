@@ -1,0 +1,167 @@
+// Drives the chunk kernels over a TensorList on ATen's own thread pool.
+//
+// A thread takes spans (runs of consecutive chunks of about kSpanCost bytes) from a shared counter,
+// so that a core that is slowed down delays nobody. Which thread computes a chunk changes nothing:
+// every chunk has one partial, and partials are added in the order of the list.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "../launch.h"
+
+namespace fastclip {
+
+constexpr int64_t kSpanCost = int64_t{1} << 19;  // bytes; about 40 us of streaming for one core
+constexpr int64_t kChunkCost = 128;  // what starting a chunk costs, in bytes of streaming
+
+struct ChunkSpan {
+  int64_t entry;
+  int64_t chunk;  // within the entry
+  int64_t chunks;
+};
+
+inline int64_t elements_of_chunk(const TensorList& list, const TensorEntry& entry, int64_t chunk) {
+  return std::min(list.chunk_size, entry.count - chunk * list.chunk_size);
+}
+
+inline std::vector<ChunkSpan> spans_of(const TensorList& list) {
+  std::vector<ChunkSpan> spans;
+  int64_t cost = kSpanCost;
+  for (int64_t i = 0; i < list.size; ++i) {
+    const TensorEntry& entry = list.entries[i];
+    const int64_t chunks = chunks_of(entry.count, list.chunk_size);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      if (cost >= kSpanCost) {
+        spans.push_back({i, chunk, 0});
+        cost = 0;
+      }
+      ++spans.back().chunks;
+      cost += kChunkCost + elements_of_chunk(list, entry, chunk) * element_size(entry.dtype);
+    }
+  }
+  return spans;
+}
+
+// Calls body(entry, data, count, global chunk index) once for every chunk, the last spans first
+// when `backwards` is set: what was read last is still in the cache.
+template <typename Body>
+void for_each_chunk(const TensorList& list, bool backwards, Body body) {
+  const std::vector<ChunkSpan> spans = spans_of(list);
+  const auto size = static_cast<int64_t>(spans.size());
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t, int64_t) {
+    for (int64_t taken; (taken = next.fetch_add(1, std::memory_order_relaxed)) < size;) {
+      const ChunkSpan& span = spans[backwards ? size - 1 - taken : taken];
+      int64_t chunk = span.chunk;
+      const TensorEntry* entry = &list.entries[span.entry];
+      for (int64_t left = span.chunks; left > 0; --left, ++chunk) {
+        while (chunk * list.chunk_size >= entry->count) {
+          ++entry;
+          chunk = 0;
+        }
+        char* const data = entry->data + chunk * list.chunk_size * element_size(entry->dtype);
+        body(*entry, data, elements_of_chunk(list, *entry, chunk), entry->first_chunk + chunk);
+      }
+    }
+  };
+  const int64_t threads = std::min<int64_t>(size, at::get_num_threads());
+  if (threads <= 1) return work(0, 1);
+  at::parallel_for(0, threads, 1, work);
+}
+
+// How the partials of one norm_type are computed, combined and turned into a norm.
+class Norm {
+ public:
+  Norm(double norm_type, bool wide) : norm_type_(norm_type), wide_(wide) {}
+
+  static bool supports(double norm_type) { return norm_type > 0; }
+
+  double partial(const ChunkKernels& kernels, DType dtype, const void* data, int64_t count) const {
+    const int i = static_cast<int>(dtype);
+    if (norm_type_ == 2) return (wide_ ? kernels.sum_sq_wide : kernels.sum_sq)[i](data, count);
+    if (norm_type_ == 1) return kernels.abs_sum[i](data, count);
+    if (std::isinf(norm_type_)) return kernels.abs_max[i](data, count);
+    return kernels.power_sum[i](data, count, norm_type_);
+  }
+
+  // Once NaN, a maximum stays NaN: no comparison with it is true.
+  double combine(double a, double b) const {
+    if (std::isinf(norm_type_)) return b > a || b != b ? b : a;
+    return a + b;
+  }
+
+  double root(double combined) const {
+    if (norm_type_ == 2) return std::sqrt(combined);
+    if (norm_type_ == 1 || std::isinf(norm_type_)) return combined;
+    return std::pow(combined, 1.0 / norm_type_);
+  }
+
+ private:
+  double norm_type_;
+  bool wide_;
+};
+
+// One combined value per entry, before the root.
+inline std::vector<double> reduce_entries(const TensorList& list, const Norm& norm) {
+  const ChunkKernels& kernels = active_kernels();
+  std::vector<double> partials(list.chunks);
+  for_each_chunk(list, false,
+                 [&](const TensorEntry& entry, char* data, int64_t count, int64_t chunk) {
+                   partials[chunk] = norm.partial(kernels, entry.dtype, data, count);
+                 });
+  std::vector<double> combined(list.size, 0.0);
+  for (int64_t i = 0; i < list.size; ++i) {
+    const int64_t end = i + 1 < list.size ? list.entries[i + 1].first_chunk : list.chunks;
+    for (int64_t chunk = list.entries[i].first_chunk; chunk < end; ++chunk) {
+      combined[i] = norm.combine(combined[i], partials[chunk]);
+    }
+  }
+  return combined;
+}
+
+inline double combine_entries(const std::vector<double>& combined, const Norm& norm) {
+  double total = 0;
+  for (const double value : combined) total = norm.combine(total, value);
+  return total;
+}
+
+// (1 / (total_norm + 1e-6)) * max_norm, evaluated in T as torch evaluates it, clamped to 1; NaN
+// stays.
+template <typename T>
+double clip_coefficient(T total_norm, double max_norm) {
+  const T clip_coef = (T(1) / (total_norm + T(1e-6))) * static_cast<T>(max_norm);
+  return clip_coef > T(1) ? T(1) : clip_coef;
+}
+
+// No write at all for a coefficient of 1; NaN is not >= 1, so that it writes, as torch does.
+inline void scale_entries(const TensorList& list, double clip_coef) {
+  if (clip_coef >= 1) return;
+  const ChunkKernels& kernels = active_kernels();
+  for_each_chunk(list, true, [&](const TensorEntry& entry, char* data, int64_t count, int64_t) {
+    kernels.scale[static_cast<int>(entry.dtype)](data, data, count, clip_coef);
+  });
+}
+
+// targets[i] = entries[i] * coefficient; always written, the targets are new memory.
+inline void scale_entries_into(const TensorList& list, const std::vector<char*>& targets,
+                               double coefficient) {
+  const ChunkKernels& kernels = active_kernels();
+  for_each_chunk(list, false, [&](const TensorEntry& entry, char* data, int64_t count, int64_t) {
+    char* const target = targets[&entry - list.entries] + (data - entry.data);
+    kernels.scale[static_cast<int>(entry.dtype)](data, target, count, coefficient);
+  });
+}
+
+inline void clamp_entries(const TensorList& list, double clip_value) {
+  const ChunkKernels& kernels = active_kernels();
+  for_each_chunk(list, false, [&](const TensorEntry& entry, char* data, int64_t count, int64_t) {
+    kernels.clamp[static_cast<int>(entry.dtype)](data, count, clip_value);
+  });
+}
+
+}  // namespace fastclip

@@ -1,0 +1,305 @@
+// The Python module fastclip._C: walk, check, pack, run the kernels, wrap the result.
+// With binding/*.h, which it alone includes, the only code that knows torch.
+#include <torch/csrc/Exceptions.h>
+
+#include "binding/engine.h"
+#include "binding/gradients.h"
+
+namespace fastclip {
+namespace {
+
+// Thrown as Python's _C.NonFiniteError, before any gradient is written.
+struct NonFinite {
+  at::Tensor total_norm;
+  std::vector<int64_t> positions;
+};
+
+PyObject* unsupported_error = nullptr;
+PyObject* non_finite_error = nullptr;
+
+void translate_exception(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const Unsupported& error) {
+    PyErr_SetObject(unsupported_error, py::cast(error.reasons).ptr());
+  } catch (const NonFinite& error) {
+    PyErr_SetObject(non_finite_error, py::make_tuple(error.total_norm, error.positions).ptr());
+  }
+}
+
+// A `.grad` may be a property that runs Python code, so the list is indexed afresh at each step.
+template <typename Add>
+void for_each_object(const py::list& objects, Add add) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) {
+    const auto object = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(objects.ptr(), i));
+    add(object.ptr());
+  }
+}
+
+Gradients collect_parameters(const py::list& parameters, bool writes) {
+  Collector collector(parameters.size(), writes);
+  for_each_object(parameters, [&](PyObject* object) { collector.add_parameter(object); });
+  return collector.finish_parameters();
+}
+
+Gradients collect_tensors(const py::list& tensors) {
+  Collector collector(tensors.size(), false);
+  for_each_object(tensors, [&](PyObject* object) { collector.add_tensor(object); });
+  return collector.finish_tensors();
+}
+
+void check_norm_type(double norm_type) {
+  if (Norm::supports(norm_type)) return;
+  throw Unsupported{{"norm_type " + std::to_string(norm_type) + " (supported: above 0, and inf)"}};
+}
+
+at::Tensor norm_tensor(double total_norm, bool is_float64) {
+  return at::scalar_tensor(total_norm,
+                           at::device(at::kCPU).dtype(is_float64 ? at::kDouble : at::kFloat));
+}
+
+// What one pass over the gradients found.
+struct Reduction {
+  Norm norm;
+  std::vector<double> combined;  // per entry, before the root
+  bool is_float64;
+  double total_norm;  // rounded to the norm's dtype
+};
+
+Reduction reduce(const Gradients& gradients, double norm_type, bool is_float64) {
+  const py::gil_scoped_release release;
+  Reduction result{Norm(norm_type, is_float64), {}, is_float64, 0};
+  result.combined = reduce_entries(gradients.list, result.norm);
+  result.total_norm = result.norm.root(combine_entries(result.combined, result.norm));
+  if (!is_float64) result.total_norm = static_cast<float>(result.total_norm);
+  return result;
+}
+
+// The sources whose gradient holds inf or nan. A float64 sum that overflowed holds none.
+std::vector<int64_t> non_finite_positions(const Gradients& gradients, const Reduction& reduction) {
+  const Norm maximum(INFINITY, false);
+  std::vector<char> is_bad(gradients.entries.size());
+  for (size_t i = 0; i < is_bad.size(); ++i) {
+    if (std::isfinite(reduction.combined[i])) continue;
+    TensorEntry entry = gradients.entries[i];
+    entry.first_chunk = 0;
+    const TensorList alone{&entry, 1, gradients.list.chunk_size,
+                           chunks_of(entry.count, gradients.list.chunk_size)};
+    is_bad[i] = !std::isfinite(reduce_entries(alone, maximum)[0]);
+  }
+  std::vector<int64_t> positions;
+  for (size_t i = 0; i < gradients.entry_of_source.size(); ++i) {
+    const int32_t entry = gradients.entry_of_source[i];
+    if (entry >= 0 && is_bad[entry]) positions.push_back(static_cast<int64_t>(i));
+  }
+  return positions;
+}
+
+void check_finite(const Gradients& gradients, const Reduction& reduction) {
+  if (std::isfinite(reduction.total_norm)) return;
+  throw NonFinite{norm_tensor(reduction.total_norm, reduction.is_float64),
+                  non_finite_positions(gradients, reduction)};
+}
+
+// Autograd learns of the change in place, as after torch's own multiplication, written or not.
+void bump_versions(const Gradients& gradients) {
+  for (const at::Tensor& grad : gradients.tensors) grad.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& grad : gradients.duplicates) grad.unsafeGetTensorImpl()->bump_version();
+}
+
+void scale(const Gradients& gradients, double clip_coef) {
+  bump_versions(gradients);
+  const py::gil_scoped_release release;
+  scale_entries(gradients.list, clip_coef);
+}
+
+double coefficient(double total_norm, double max_norm, bool is_float64) {
+  return is_float64 ? clip_coefficient<double>(total_norm, max_norm)
+                    : clip_coefficient<float>(static_cast<float>(total_norm), max_norm);
+}
+
+at::Tensor clip(const Gradients& gradients, const Reduction& reduction, double max_norm,
+                bool error_if_nonfinite) {
+  if (error_if_nonfinite) check_finite(gradients, reduction);
+  scale(gradients, coefficient(reduction.total_norm, max_norm, reduction.is_float64));
+  return norm_tensor(reduction.total_norm, reduction.is_float64);
+}
+
+at::Tensor clip_grad_norm_(const py::list& parameters, double max_norm, double norm_type,
+                           bool error_if_nonfinite) {
+  check_norm_type(norm_type);
+  const Gradients gradients = collect_parameters(parameters, true);
+  const Reduction reduction = reduce(gradients, norm_type, gradients.has_float64);
+  return clip(gradients, reduction, max_norm, error_if_nonfinite);
+}
+
+at::Tensor get_total_norm(const py::list& tensors, double norm_type, bool error_if_nonfinite,
+                          std::optional<at::ScalarType> dtype) {
+  check_norm_type(norm_type);
+  const Gradients gradients = collect_tensors(tensors);
+  const bool is_float64 = dtype ? *dtype == at::kDouble : gradients.has_float64;
+  const Reduction reduction = reduce(gradients, norm_type, is_float64);
+  if (error_if_nonfinite) check_finite(gradients, reduction);
+  return norm_tensor(reduction.total_norm, is_float64);
+}
+
+void clip_grads_with_norm_(const py::list& parameters, double max_norm,
+                           const at::Tensor& total_norm) {
+  DType dtype;
+  if (total_norm.key_set() != plain_cpu_keys() || total_norm.dim() != 0 ||
+      !to_dtype(total_norm.scalar_type(), &dtype)) {
+    throw Unsupported{{"total_norm must be a 0-dim floating-point tensor on the CPU"}};
+  }
+  const Gradients gradients = collect_parameters(parameters, true);
+  const bool is_float64 = dtype == DType::kFloat64;
+  scale(gradients, coefficient(total_norm.item<double>(), max_norm, is_float64));
+}
+
+// torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
+// negative and NaN bounds: those go to the reference backend.
+void check_clip_value(const Gradients& gradients, double clip_value) {
+  if (!(clip_value >= 0)) throw Unsupported{{"clip_value must not be negative or nan"}};
+  if (std::isinf(clip_value)) return;
+  for (const at::Tensor& grad : gradients.tensors) {
+    if (c10::overflows<c10::Half, double>(clip_value) && grad.scalar_type() == at::kHalf) {
+      throw Unsupported{{"clip_value does not fit float16"}};
+    }
+    if (c10::overflows<c10::BFloat16, double>(clip_value) && grad.scalar_type() == at::kBFloat16) {
+      throw Unsupported{{"clip_value does not fit bfloat16"}};
+    }
+    if (c10::overflows<float, double>(clip_value) && grad.scalar_type() != at::kDouble) {
+      throw Unsupported{{"clip_value does not fit float32"}};
+    }
+  }
+}
+
+void clip_grad_value_(const py::list& parameters, double clip_value) {
+  const Gradients gradients = collect_parameters(parameters, true);
+  check_clip_value(gradients, clip_value);
+  bump_versions(gradients);
+  const py::gil_scoped_release release;
+  clamp_entries(gradients.list, clip_value);
+}
+
+// New tensors: tensors[i] * coefficient, evaluated as the in-place scale evaluates it.
+std::vector<at::Tensor> scaled(const py::list& tensors, double coefficient) {
+  const Gradients gradients = collect_tensors(tensors);
+  std::vector<at::Tensor> results;
+  std::vector<char*> targets;
+  for (const at::Tensor& tensor : gradients.tensors) {
+    results.push_back(at::empty_like(tensor));
+    targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
+  }
+  const py::gil_scoped_release release;
+  scale_entries_into(gradients.list, targets, coefficient);
+  return results;
+}
+
+// The parameters of a GradClipper, held strongly, and what the last clip saw of each.
+class ParameterList {
+ public:
+  explicit ParameterList(const py::list& parameters) {
+    for (const py::handle object : parameters) {
+      if (THPVariable_CheckTypeExact(Py_TYPE(object.ptr()))) {
+        sources_.push_back({THPVariable_Unpack(object.ptr()), {}});
+      } else {
+        sources_.push_back({{}, py::reinterpret_borrow<py::object>(object)});
+      }
+    }
+  }
+
+  at::Tensor clip_grad_norm_(double max_norm, double norm_type, bool error_if_nonfinite) {
+    check_norm_type(norm_type);
+    const Gradients gradients = collect();
+    const auto last = std::make_shared<const Last>(
+        Last{reduce(gradients, norm_type, gradients.has_float64), gradients.entry_of_source});
+    last_ = last;  // another thread may replace it while the GIL is released
+    return clip(gradients, last->reduction, max_norm, error_if_nonfinite);
+  }
+
+  // One norm per parameter, 0 where `.grad` was None; made on demand from the last clip's sums.
+  at::Tensor parameter_norms() const {
+    TORCH_CHECK(last_ != nullptr, "GradClipper: parameter_norms needs a call of clip_() first");
+    const auto type = last_->reduction.is_float64 ? at::kDouble : at::kFloat;
+    const auto size = static_cast<int64_t>(last_->entry_of_source.size());
+    at::Tensor norms = at::zeros({size}, at::device(at::kCPU).dtype(at::kDouble));
+    double* const values = norms.mutable_data_ptr<double>();
+    for (int64_t i = 0; i < size; ++i) {
+      const int32_t entry = last_->entry_of_source[i];
+      if (entry >= 0) values[i] = last_->reduction.norm.root(last_->reduction.combined[entry]);
+    }
+    return norms.to(type);
+  }
+
+ private:
+  struct Source {
+    at::Tensor tensor;  // undefined when `.grad` must be read through Python
+    py::object object;
+  };
+  struct Last {
+    Reduction reduction;
+    std::vector<int32_t> entry_of_source;
+  };
+
+  Gradients collect() const {
+    Collector collector(sources_.size(), true);
+    for (const Source& source : sources_) {
+      if (source.tensor.defined()) {
+        collector.add_parameter(source.tensor);
+      } else {
+        collector.add_parameter(source.object.ptr());
+      }
+    }
+    return collector.finish_parameters();
+  }
+
+  std::vector<Source> sources_;
+  std::shared_ptr<const Last> last_;
+};
+
+std::vector<std::string> instruction_sets() {
+  int size = 0;
+  const ChunkKernels* const* tables = runnable_kernels(&size);
+  std::vector<std::string> names;
+  for (int i = 0; i < size; ++i) names.emplace_back(tables[i]->name);
+  return names;
+}
+
+}  // namespace
+}  // namespace fastclip
+
+PYBIND11_MODULE(_C, module) {
+  using namespace fastclip;
+  using torch::wrap_pybind_function;  // turns TORCH_WARN into Python warnings
+  unsupported_error = PyErr_NewException("fastclip._C.UnsupportedError", nullptr, nullptr);
+  non_finite_error = PyErr_NewException("fastclip._C.NonFiniteError", nullptr, nullptr);
+  module.attr("UnsupportedError") = py::handle(unsupported_error);
+  module.attr("NonFiniteError") = py::handle(non_finite_error);
+  py::register_exception_translator(&translate_exception);
+
+  module.def("clip_grad_norm_", wrap_pybind_function(&clip_grad_norm_), py::arg("parameters"),
+             py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"));
+  module.def("get_total_norm", wrap_pybind_function(&get_total_norm), py::arg("tensors"),
+             py::arg("norm_type"), py::arg("error_if_nonfinite"), py::arg("dtype").none(true));
+  module.def("clip_grads_with_norm_", wrap_pybind_function(&clip_grads_with_norm_),
+             py::arg("parameters"), py::arg("max_norm"), py::arg("total_norm"));
+  module.def("clip_grad_value_", wrap_pybind_function(&clip_grad_value_), py::arg("parameters"),
+             py::arg("clip_value"));
+  module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("coefficient"));
+
+  py::class_<ParameterList>(module, "ParameterList")
+      .def(py::init<const py::list&>(), py::arg("parameters"))
+      .def("clip_grad_norm_", wrap_pybind_function(&ParameterList::clip_grad_norm_),
+           py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"))
+      .def("parameter_norms", wrap_pybind_function(&ParameterList::parameter_norms));
+
+  module.def("instruction_sets", &instruction_sets);
+  module.def("instruction_set", [] { return std::string(active_kernels().name); });
+  module.def(
+      "set_instruction_set",
+      [](const std::string& name) {
+        TORCH_CHECK_VALUE(select_kernels(name.c_str()), "instruction set \"", name,
+                          "\" is not one that this build and CPU can run");
+      },
+      py::arg("name"));
+}

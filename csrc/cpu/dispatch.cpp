@@ -1,0 +1,58 @@
+// Chooses, at run time, the chunk kernels of the best instruction set that this CPU has.
+#include <atomic>
+#include <cstring>
+
+#include "../launch.h"
+
+namespace fastclip {
+namespace {
+
+struct Runnable {
+  const ChunkKernels* tables[3];
+  int size = 0;
+
+  Runnable() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                          __builtin_cpu_supports("f16c");
+    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+      tables[size++] = &kAvx512Kernels;
+    }
+    if (has_avx2) tables[size++] = &kAvx2Kernels;
+#endif
+    tables[size++] = &kBaselineKernels;
+  }
+};
+
+const Runnable& runnable() {
+  static const Runnable instance;
+  return instance;
+}
+
+std::atomic<const ChunkKernels*> selected{nullptr};
+
+}  // namespace
+
+const ChunkKernels* const* runnable_kernels(int* size) {
+  *size = runnable().size;
+  return runnable().tables;
+}
+
+const ChunkKernels& active_kernels() {
+  const ChunkKernels* table = selected.load(std::memory_order_relaxed);
+  return table != nullptr ? *table : *runnable().tables[0];
+}
+
+bool select_kernels(const char* name) {
+  for (int i = 0; i < runnable().size; ++i) {
+    if (std::strcmp(runnable().tables[i]->name, name) == 0) {
+      selected.store(runnable().tables[i], std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace fastclip
