@@ -1,0 +1,13 @@
+"""Gradient clipping for large-model training: the API of ``torch.nn.utils``, fused and exact."""
+
+from ._build import BuildInfo as BuildInfo
+from ._build import __version__ as __version__
+from ._build import build_info as build_info
+from .backends import backend_report as backend_report
+from .backends import instruction_set as instruction_set
+from .clip_grad import clip_grad_norm as clip_grad_norm
+from .clip_grad import clip_grad_norm_ as clip_grad_norm_
+from .clip_grad import clip_grad_value_ as clip_grad_value_
+from .clip_grad import clip_grads_with_norm_ as clip_grads_with_norm_
+from .clip_grad import get_total_norm as get_total_norm
+from .clipper import GradClipper as GradClipper

@@ -1,0 +1,63 @@
+"""The backends, in the order in which they are preferred, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from .base import Backend, UnsupportedError, unsupported_message
+from .native import NativeBackend
+from .native import instruction_set as instruction_set
+from .reference_backend import ReferenceBackend
+
+T = TypeVar("T")
+
+NATIVE = NativeBackend()
+REFERENCE = ReferenceBackend()
+BACKENDS: tuple[Backend, ...] = (NATIVE, REFERENCE)
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+
+def backend_report() -> dict[str, list[str]]:
+    """Say of every backend why it cannot run on this machine.
+
+    Returns:
+        Backend name to reasons, in order of preference; a backend with no reasons can run.
+    """
+    return {backend.name: backend.unavailable_reasons() for backend in BACKENDS}
+
+
+def check_backend(who: str, name: str | None, foreach: bool | None) -> None:
+    """Raise ValueError for an unknown name and for a name that contradicts ``foreach=False``."""
+    if name is not None and name not in NAMES:
+        raise ValueError(f"{who}: backend must be one of {', '.join(NAMES)} or None (got {name!r})")
+    if foreach is False and name not in (None, REFERENCE.name):
+        raise ValueError(f'{who}: foreach=False needs backend "reference" or None (got {name!r})')
+
+
+def dispatch(
+    who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
+) -> T:
+    """Run ``attempt`` with the backend that the caller named, or else with the first that can.
+
+    Raises:
+        ValueError: see ``check_backend``.
+        RuntimeError: the backend that the caller named cannot run this; says every reason.
+    """
+    check_backend(who, name, foreach)
+    for backend in _candidates(name, foreach):
+        try:
+            return attempt(backend)
+        except UnsupportedError as error:
+            if name is not None:
+                raise RuntimeError(unsupported_message(who, name, error.reasons)) from None
+    raise AssertionError("the reference backend runs everything or raises torch's own error")
+
+
+def _candidates(name: str | None, foreach: bool | None) -> Iterator[Backend]:
+    if foreach is False:
+        yield REFERENCE
+        return
+    for backend in BACKENDS:
+        if name in (None, backend.name):
+            yield backend

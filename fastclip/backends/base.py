@@ -1,0 +1,113 @@
+"""What a backend is, how one is chosen, and the message texts that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MAX_LISTED = 10
+"""How many gradients an error names before it only counts the rest."""
+
+
+class UnsupportedError(Exception):
+    """A backend cannot run this call; nothing has been written.
+
+    Attributes:
+        reasons: every reason found, each a phrase that a user can act on.
+    """
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = list(reasons)
+
+
+class NonFiniteError(Exception):
+    """The norm is not finite and the caller asked for an error; nothing has been written.
+
+    Attributes:
+        positions: positions, in the caller's list, of the gradients that hold inf or nan.
+    """
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        super().__init__(list(positions))
+        self.positions = list(positions)
+
+
+class PreparedParameters(Protocol):
+    """A parameter set that one backend keeps ready for call after call."""
+
+    def clip_grad_norm_(
+        self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
+    ) -> Tensor: ...
+
+    def parameter_norms(self) -> Tensor:
+        """Return the last call's norm per parameter, shape (number of parameters,)."""
+        ...
+
+
+class Backend(Protocol):
+    """The operations of ``clip_grad.py``, on lists already walked and arguments in range.
+
+    Every operation checks before it writes, and raises ``UnsupportedError`` or ``NonFiniteError``.
+    ``foreach`` is torch's argument of that name.
+    """
+
+    name: str
+
+    def unavailable_reasons(self) -> list[str]:
+        """Say why this backend cannot run at all on this machine; empty when it can."""
+        ...
+
+    def clip_grad_norm_(
+        self,
+        parameters: list[Tensor],
+        max_norm: float | Tensor,
+        norm_type: float,
+        error_if_nonfinite: bool,
+        foreach: bool | None,
+    ) -> Tensor: ...
+
+    def get_total_norm(
+        self,
+        tensors: list[Tensor],
+        norm_type: float,
+        error_if_nonfinite: bool,
+        foreach: bool | None,
+        dtype: torch.dtype | None,
+    ) -> Tensor: ...
+
+    def clip_grads_with_norm_(
+        self,
+        parameters: list[Tensor],
+        max_norm: float | Tensor,
+        total_norm: Tensor,
+        foreach: bool | None,
+    ) -> None: ...
+
+    def clip_grad_value_(
+        self, parameters: list[Tensor], clip_value: float, foreach: bool | None
+    ) -> None: ...
+
+    def prepare(self, parameters: list[Tensor]) -> PreparedParameters: ...
+
+
+def unsupported_message(who: str, backend: str, reasons: Sequence[str]) -> str:
+    """Say that the backend the caller named cannot run, and every reason why."""
+    return f'{who}: backend "{backend}" cannot run this: {"; ".join(reasons)}'
+
+
+def nonfinite_message(norm_type: float, labels: Sequence[str]) -> str:
+    """Build stock's error text, then the gradients that hold inf or nan, with their shapes."""
+    message = (
+        f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
+        "so it cannot be clipped. To disable this error and scale the gradients by the non-finite "
+        "norm anyway, set `error_if_nonfinite=False`"
+    )
+    if not labels:
+        return message + "; every gradient is finite, their norm overflows"
+    listed = ", ".join(labels[:MAX_LISTED])
+    rest = len(labels) - MAX_LISTED
+    return f"{message}; non-finite gradients: {listed}" + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,119 @@
+"""What a list of gradients may hold: duplicates, the unwritable, devices without foreach."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.utils._foreach_utils import _device_has_foreach_support
+
+PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+"""Types without behaviour of their own; any other type may redefine every operation."""
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Say whether every tensor is of torch's own types and keeps its elements in strided memory.
+
+    Wrappers (subclasses, functorch), sparse tensors and tensors that are being traced are not: they
+    have no address, or reading a value of theirs on the host fails.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    if peek_interpreter_stack() is not None:
+        return False
+    return PLAIN_TYPES.issuperset(map(type, tensors)) and {t.layout for t in tensors} <= {
+        torch.strided
+    }
+
+
+def unique_gradients(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Drop every gradient that is one already in the list, keeping the order.
+
+    The same address, element count, dtype and strides make the same gradient. Tensors without an
+    address (meta, fake, sparse, subclasses, empty ones) are equal to themselves alone.
+
+    Args:
+        grads: gradients of any kind, on any devices.
+
+    Returns:
+        The gradients without repetitions, in order of first appearance.
+    """
+    if torch.compiler.is_compiling():
+        return _unique_objects(grads)
+    if are_plain(grads) and len(set(map(Tensor.data_ptr, grads))) == len(grads):
+        return list(grads)
+    unique: dict[Hashable, Tensor] = {}
+    for grad in grads:
+        unique.setdefault(identity(grad), grad)
+    return list(unique.values())
+
+
+def _unique_objects(grads: Sequence[Tensor]) -> list[Tensor]:
+    # A graph that is being traced has no addresses, and hashing a tensor would break it.
+    unique: list[Tensor] = []
+    for grad in grads:
+        if not any(grad is other for other in unique):
+            unique.append(grad)
+    return unique
+
+
+def identity(grad: Tensor) -> Hashable:
+    """Return a key that is equal for two gradients exactly when they are the same one.
+
+    Args:
+        grad: a gradient of any kind, alive as long as the key is used.
+    """
+    address = grad.data_ptr() if are_plain([grad]) else 0
+    if address == 0:
+        return id(grad)
+    return address, grad.numel(), grad.dtype, grad.stride(), grad.device
+
+
+def check_writable(grads: Sequence[Tensor]) -> None:
+    """Raise torch's own error for a gradient that cannot be written in place; change no value.
+
+    Args:
+        grads: gradients of any kind, on any devices.
+
+    Raises:
+        RuntimeError: a gradient is expanded, so that its elements share memory, or is an inference
+            tensor while inference mode is off.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not torch.is_inference_mode_enabled():
+        for grad in filter(Tensor.is_inference, grads):
+            grad.mul_(1)  # raises; by 1, because torch notices only after it has written
+    if are_plain(grads) and all(map(Tensor.is_contiguous, grads)):
+        return
+    for grad in filter(_is_expanded, grads):
+        grad.mul_(1)  # raises before it writes
+
+
+def _is_expanded(grad: Tensor) -> bool:
+    if grad.layout is not torch.strided or grad.is_contiguous() or grad.numel() == 0:
+        return False
+    return any(
+        stride == 0 and size > 1 for size, stride in zip(grad.shape, grad.stride(), strict=True)
+    )
+
+
+def check_foreach(grads: Sequence[Tensor], foreach: bool | None) -> None:
+    """Raise torch's error when ``foreach=True`` meets a device without foreach operations.
+
+    Args:
+        grads: gradients of any kind, on any devices.
+        foreach: torch's argument of that name.
+
+    Raises:
+        RuntimeError: as said, naming the device type.
+    """
+    if not foreach:
+        return
+    for device in {grad.device.type: grad.device for grad in grads}.values():
+        if not _device_has_foreach_support(device):
+            raise RuntimeError(
+                f"foreach=True was passed, but can't use the foreach API on {device.type} tensors"
+            )

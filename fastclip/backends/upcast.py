@@ -1,0 +1,189 @@
+"""Norms in float64 of 16- and 32-bit tensors, a slice at a time.
+
+In float64 the squares of float32 values are exact and can neither overflow nor vanish, so one pass
+gives a norm that is right over the whole finite range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+from torch.utils._foreach_utils import _device_has_foreach_support
+
+from .checks import are_plain
+
+MAX_SLICE_SIZE = 2**24
+"""Elements converted at once at most: 128 MB of float64, 256 MB of complex128."""
+
+CPU_SLICE_SIZE = 2**17
+"""The same on the CPU, where the converted slice, 1 MB, should stay in the cache."""
+
+GATHERED_SIZE = 2**15
+"""CPU tensors below this many elements are gathered first: a copy costs less than the calls."""
+
+_CPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
+    """Compute norms of parts that together hold every element once.
+
+    Right for a norm_type whose parts merge by the norm itself: any p > 0, and inf.
+
+    Args:
+        tensors: tensors without empties, all on one device, of any dtypes that torch has.
+        norm_type: the p of the p-norm.
+
+    Returns:
+        0-dim float64 tensors on that device; how many depends on the sizes alone.
+    """
+    if not are_plain(tensors):
+        return [tensor_norm(t, norm_type) for t in tensors]
+    norms: list[Tensor] = []
+    for dtype in {t.dtype: None for t in tensors}:
+        group = [t for t in tensors if t.dtype == dtype]
+        device = group[0].device
+        if device.type == "cpu" and dtype in _CPU_DTYPES:
+            norms.extend(_cpu_norm(part, norm_type) for part in _cpu_parts(group, norm_type))
+        elif dtype.is_floating_point and _device_has_foreach_support(device):
+            pieces = [piece for t in group for piece in slices_of(t, MAX_SLICE_SIZE)]
+            foreach_norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+            norms.extend(foreach_norm(pieces, norm_type, torch.float64))
+        else:
+            norms.extend(tensor_norm(t, norm_type) for t in group)
+    return norms
+
+
+def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
+    """Compute the norm of one tensor of any kind.
+
+    Args:
+        tensor: any floating point or complex tensor; a sparse one counts as its coalesced values.
+        norm_type: the p of the p-norm, any float.
+
+    Returns:
+        A 0-dim tensor on the same device: float64 (float32 on devices without float64); 0 for a
+        tensor without elements.
+    """
+    values = stored_values(tensor)
+    wide = _wide_dtype(values)
+    if values.numel() == 0:
+        return torch.zeros((), dtype=wide.to_real(), device=values.device)
+    if are_plain([values]) and values.is_cpu and values.dtype in _CPU_DTYPES:
+        norms = [_cpu_norm(part, norm_type) for part in _cpu_parts([values], norm_type)]
+    else:
+        norms = [
+            torch.linalg.vector_norm(piece, norm_type, dtype=wide)
+            for piece in slices_of(values, MAX_SLICE_SIZE)
+        ]
+    return norms[0] if len(norms) == 1 else merge_slices(torch.stack(norms), norm_type)
+
+
+def merge_slices(norms: Tensor, norm_type: float) -> Tensor:
+    """Merge the norms of the slices of one tensor, along dimension 0."""
+    # The norm for p = 0 counts elements, and counts add up.
+    return norms.sum(0) if norm_type == 0 else torch.linalg.vector_norm(norms, norm_type, dim=0)
+
+
+def norm_of_nothing(norm_type: float, device: torch.device) -> Tensor:
+    """Return what changes nothing when ``merge_slices`` merges it with other norms."""
+    value = math.inf if norm_type < 0 else 0.0
+    return torch.full((), value, dtype=torch.float64, device=device)
+
+
+def stored_values(tensor: Tensor) -> Tensor:
+    """Return the values of a sparse tensor, summed where indices repeat; else the tensor."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor.coalesce().values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        return tensor.values()
+    return tensor
+
+
+def slices_of(tensor: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield views of at most ``size`` elements that cover ``tensor``, in the order of memory."""
+    if tensor.numel() <= size:
+        yield tensor
+        return
+    strides = tensor.stride()
+    ordered = tensor.permute(sorted(range(tensor.dim()), key=lambda d: strides[d], reverse=True))
+    if ordered.is_contiguous():
+        yield from ordered.view(-1).split(size)
+        return
+    row_size = tensor.numel() // ordered.shape[0]
+    if row_size > size:
+        for row in ordered.unbind(0):
+            yield from slices_of(row, size)
+    else:
+        yield from ordered.split(size // row_size)
+
+
+def scale_rounded_once_(tensors: Sequence[Tensor], clip_coef: Tensor) -> None:
+    """Multiply 16-bit tensors in place by a float32 coefficient, rounding each product once.
+
+    Devices other than the CPU would round the coefficient itself to 16 bits.
+
+    Args:
+        tensors: 16-bit tensors, all on the device of ``clip_coef``.
+        clip_coef: 0-dim float32 tensor.
+    """
+    for tensor in tensors:
+        for piece in slices_of(tensor, MAX_SLICE_SIZE):
+            piece.copy_(piece.to(torch.float32) * clip_coef)
+
+
+def _wide_dtype(values: Tensor) -> torch.dtype:
+    if values.device.type == "mps":  # Metal has no float64
+        return torch.complex64 if values.is_complex() else torch.float32
+    return torch.complex128 if values.is_complex() else torch.float64
+
+
+def _cpu_norm(part: Tensor, norm_type: float) -> Tensor:
+    """Compute the norm of one part, in the fastest of the ways that torch's CPU kernels offer."""
+    if norm_type == 2.0 and part.dim() == 1:
+        return torch.dot(part, part).sqrt()
+    if norm_type == 1.0:
+        return part.abs().sum()
+    if norm_type == math.inf:
+        lowest, highest = torch.aminmax(part)
+        return torch.maximum(-lowest, highest).to(torch.float64)
+    return torch.linalg.vector_norm(part, norm_type, dtype=torch.float64)
+
+
+def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
+    """Yield the elements of ``tensors`` part by part, in float64 unless a maximum needs none.
+
+    All have one dtype. A part may be gone once the next one is asked for.
+    """
+    is_wide = tensors[0].dtype == torch.float64
+    total_size = sum(t.numel() for t in tensors)
+    buffer_size = 0 if is_wide or norm_type == math.inf else min(total_size, CPU_SLICE_SIZE)
+    buffer = torch.empty(buffer_size, dtype=torch.float64)
+    for part in _cpu_batches(tensors):
+        if buffer_size == 0:
+            yield part
+        else:
+            wide = buffer[: part.numel()]
+            wide.view(part.shape).copy_(part)
+            yield wide
+
+
+def _cpu_batches(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the elements of ``tensors``: small ones gathered, large ones as views."""
+    batch: list[Tensor] = []
+    batch_size = 0
+    for tensor in tensors:
+        size = tensor.numel()
+        if size >= GATHERED_SIZE:
+            yield from slices_of(tensor, CPU_SLICE_SIZE)
+            continue
+        if batch_size + size > CPU_SLICE_SIZE:
+            yield _flatten_dense_tensors(batch)
+            batch, batch_size = [], 0
+        batch.append(tensor)
+        batch_size += size
+    if batch:
+        yield _flatten_dense_tensors(batch)

@@ -1,0 +1,248 @@
+"""The mirror of ``torch.nn.utils.clip_grad``: the same names, arguments and results.
+
+Everything beyond torch's own arguments is keyword-only. Where results differ on purpose (float32
+norms of 16-bit gradients, no overflow, no write when nothing is clipped, shared gradients counted
+once), the README says so.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import deprecated
+
+from .backends import REFERENCE, dispatch
+from .backends.base import NonFiniteError, nonfinite_message
+
+Parameters = Tensor | Iterable[Tensor]
+
+
+def clip_grad_norm_(
+    parameters: Parameters,
+    max_norm: float | Tensor,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Scale gradients in place so that their total norm is at most ``max_norm``.
+
+    ``grad *= min(1, max_norm / (total_norm + 1e-6))``, where ``total_norm`` is the norm of all
+    gradients as one vector. Nothing is written when the coefficient is 1. A gradient that several
+    parameters share counts once and is scaled once.
+
+    Args:
+        parameters: a tensor or an iterable of tensors (anything with a ``.grad``), of any shapes,
+            float dtypes and devices, mixed as you like; walked once. ``.grad`` may be None.
+        max_norm: the largest norm that the gradients keep, in the unit of the norm.
+        norm_type: the p of the p-norm: any float, or "inf".
+        error_if_nonfinite: raise when the norm is inf or nan, before anything is written.
+        foreach: as in torch; False takes the reference backend, one tensor at a time.
+        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+
+    Returns:
+        The norm before clipping: 0-dim, no grad, on the first gradient's device; float64 if any
+        gradient is float64, else float32. ``tensor(0.)`` without gradients.
+
+    Raises:
+        RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
+            the gradients by position); a gradient's elements share memory; or ``backend`` cannot
+            run this.
+        ValueError: an argument is out of range.
+    """
+    sources = _as_list(parameters, warn_if_empty=True)
+    p = float(norm_type)
+    limit = _as_limit(max_norm)
+    if torch.compiler.is_compiling():
+        return REFERENCE.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach)
+    try:
+        return dispatch(
+            "clip_grad_norm_",
+            backend,
+            foreach,
+            lambda b: b.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach),
+        )
+    except NonFiniteError as error:
+        grads = [source.grad for source in sources]
+        raise RuntimeError(nonfinite_message(p, labels_of(grads, error.positions))) from None
+
+
+def get_total_norm(
+    tensors: Parameters,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Compute the norm of all ``tensors`` as one vector.
+
+    ``(sum |x|^p)^(1/p)`` over every element of every tensor; the largest ``|x|`` for "inf".
+
+    Args:
+        tensors: a tensor or an iterable of tensors (not parameters: pass their gradients); a tensor
+            given twice counts twice.
+        norm_type: the p of the p-norm: any float, or "inf".
+        error_if_nonfinite: raise when the norm is inf or nan.
+        foreach: as in torch; False takes the reference backend, one tensor at a time.
+        dtype: dtype of the result and of the accumulation, ``torch.float32`` or ``torch.float64``;
+            None takes float64 if any tensor is float64, else float32.
+        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+
+    Returns:
+        The norm: 0-dim, no grad, on the first tensor's device.
+
+    Raises:
+        RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set; a tensor is of an
+            integer dtype; or ``backend`` cannot run this.
+        ValueError: ``dtype`` or another argument is out of range.
+    """
+    sources = _as_list(tensors)
+    p = float(norm_type)
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"get_total_norm: dtype must be torch.float32, torch.float64 or None (got {dtype})"
+        )
+    if torch.compiler.is_compiling():
+        return REFERENCE.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype)
+    try:
+        return dispatch(
+            "get_total_norm",
+            backend,
+            foreach,
+            lambda b: b.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype),
+        )
+    except NonFiniteError as error:
+        raise RuntimeError(nonfinite_message(p, labels_of(sources, error.positions))) from None
+
+
+def clip_grads_with_norm_(
+    parameters: Parameters,
+    max_norm: float | Tensor,
+    total_norm: Tensor,
+    foreach: bool | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Scale the gradients of ``parameters`` in place by a norm that is already known.
+
+    ``grad *= min(1, max_norm / (total_norm + 1e-6))``; nothing is written for a coefficient of 1.
+
+    Args:
+        parameters: a tensor or an iterable of tensors (anything with a ``.grad``).
+        max_norm: the largest norm that the gradients keep.
+        total_norm: 0-dim tensor, the norm that ``get_total_norm`` returned.
+        foreach: as in torch; False takes the reference backend, one tensor at a time.
+        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+
+    Raises:
+        TypeError: ``total_norm`` is no tensor.
+        RuntimeError: ``total_norm`` is not 0-dim; a gradient's elements share memory; or
+            ``backend`` cannot run this.
+    """
+    sources = _as_list(parameters)
+    limit = _as_limit(max_norm)
+    if torch.compiler.is_compiling():
+        return REFERENCE.clip_grads_with_norm_(sources, limit, total_norm, foreach)
+    return dispatch(
+        "clip_grads_with_norm_",
+        backend,
+        foreach,
+        lambda b: b.clip_grads_with_norm_(sources, limit, total_norm, foreach),
+    )
+
+
+def clip_grad_value_(
+    parameters: Parameters,
+    clip_value: float,
+    foreach: bool | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Clamp every gradient of ``parameters`` in place to [-clip_value, clip_value].
+
+    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. One read, and a write only
+    where something is out of range.
+
+    Args:
+        parameters: a tensor or an iterable of tensors (anything with a ``.grad``).
+        clip_value: the largest magnitude that an element keeps, in the unit of the gradients.
+        foreach: as in torch; False takes the reference backend, one tensor at a time.
+        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+
+    Raises:
+        NotImplementedError: a gradient is complex.
+        RuntimeError: ``clip_value`` does not fit a gradient's dtype; a gradient's elements share
+            memory; or ``backend`` cannot run this.
+    """
+    sources = _as_list(parameters)
+    limit = float(clip_value)
+    if torch.compiler.is_compiling():
+        return REFERENCE.clip_grad_value_(sources, limit, foreach)
+    return dispatch(
+        "clip_grad_value_",
+        backend,
+        foreach,
+        lambda b: b.clip_grad_value_(sources, limit, foreach),
+    )
+
+
+@deprecated(
+    "`clip_grad_norm` is deprecated, as in torch, in favor of `clip_grad_norm_`.",
+    category=FutureWarning,
+)
+def clip_grad_norm(
+    parameters: Parameters,
+    max_norm: float | Tensor,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Scale the gradients in place: the deprecated name of ``clip_grad_norm_``.
+
+    Args:
+        parameters, max_norm, norm_type, error_if_nonfinite, foreach, backend: as there.
+
+    Returns:
+        As ``clip_grad_norm_``.
+    """
+    return clip_grad_norm_(
+        parameters, max_norm, norm_type, error_if_nonfinite, foreach, backend=backend
+    )
+
+
+def _as_list(tensors: Parameters, warn_if_empty: bool = False) -> list[Tensor]:
+    """Walk ``tensors`` once. ``warn_if_empty``: warn at the user's line of an empty generator."""
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    walked = list(tensors)
+    if warn_if_empty and not walked and isinstance(tensors, types.GeneratorType):
+        warnings.warn(
+            "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3
+        )
+    return walked
+
+
+def _as_limit(max_norm: float | Tensor) -> float | Tensor:
+    """Keep a 0-dim tensor on another device as it is, so that nothing synchronises with it."""
+    if isinstance(max_norm, Tensor) and max_norm.dim() == 0 and not max_norm.is_cpu:
+        return max_norm
+    return float(max_norm)
+
+
+def labels_of(grads: Sequence[Tensor | None], positions: Sequence[int]) -> list[str]:
+    """Describe gradients by position and shape, for an error."""
+    return [label_of(str(position), grads[position]) for position in positions]
+
+
+def label_of(name: str, grad: Tensor | None) -> str:
+    """Describe one gradient by name and shape."""
+    return name if grad is None else f"{name} {tuple(grad.shape)}"

@@ -1,0 +1,183 @@
+"""GradClipper: a parameter set prepared once, clipped at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .backends import check_backend, dispatch
+from .backends.base import (
+    Backend,
+    NonFiniteError,
+    PreparedParameters,
+    UnsupportedError,
+    nonfinite_message,
+)
+from .clip_grad import label_of
+
+NamedParameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+
+
+class GradClipper:
+    """Clip the gradients of a fixed set of parameters, call after call.
+
+    ``clip_()`` does what ``clip_grad_norm_(parameters, max_norm, ...)`` does, without walking a
+    Python list: the parameters are held in C++. ``.grad`` is read anew at each call, so gradients
+    may come and go, be replaced, frozen or set to None between calls.
+
+    Args:
+        parameters: tensors, or (name, tensor) pairs as ``model.named_parameters()`` gives them;
+            held strongly.
+        max_norm: the largest norm that the gradients keep; a float or a 0-dim tensor, whose value
+            is read at each call.
+        norm_type: the p of the p-norm: any float, or "inf".
+        error_if_nonfinite: raise when the norm is inf or nan, before anything is written; the
+            error names the parameters.
+        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+
+    Attributes:
+        names: one name per parameter in construction order: those given, else "0", "1", ...
+        norm_type: the p of the p-norm.
+        error_if_nonfinite: as given; may be changed between calls.
+        backend: as given.
+
+    Raises:
+        TypeError: an entry is neither a tensor nor a (name, tensor) pair.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> clipper = GradClipper(model.named_parameters(), max_norm=1.0)
+        >>> loss.backward()
+        >>> total_norm = clipper.clip_()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        max_norm: float | Tensor,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        check_backend("GradClipper", backend, None)
+        self.names, self._parameters = _named(parameters)
+        self.max_norm = max_norm
+        self.norm_type = float(norm_type)
+        self.error_if_nonfinite = error_if_nonfinite
+        self.backend = backend
+        self._forget()
+
+    @property
+    def max_norm(self) -> float | Tensor:
+        """The largest norm that the gradients keep; settable to a number or a 0-dim tensor."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, max_norm: float | Tensor) -> None:
+        if isinstance(max_norm, Tensor):
+            if max_norm.dim() != 0:
+                shape = tuple(max_norm.shape)
+                raise ValueError(f"GradClipper: max_norm must be 0-dim (got shape {shape})")
+            self._max_norm: float | Tensor = max_norm
+        else:
+            self._max_norm = float(max_norm)
+
+    def clip_(self) -> Tensor:
+        """Scale the gradients in place so that their total norm is at most ``max_norm``.
+
+        ``grad *= min(1, max_norm / (total_norm + 1e-6))``
+
+        Returns:
+            The norm before clipping, a new 0-dim tensor at each call, on the first gradient's
+            device; float64 if any gradient is float64, else float32.
+
+        Raises:
+            RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message
+                names the parameters); a gradient's elements share memory; or ``backend`` cannot
+                run this.
+        """
+        if torch.compiler.is_compiling():
+            return _clip_outside_graph(self)
+        return self._clip()
+
+    def _clip(self) -> Tensor:
+        try:
+            return dispatch("GradClipper", self.backend, None, self._clip_with)
+        except NonFiniteError as error:
+            labels = [label_of(self.names[i], self._parameters[i].grad) for i in error.positions]
+            raise RuntimeError(nonfinite_message(self.norm_type, labels)) from None
+
+    @property
+    def parameter_norms(self) -> Tensor:
+        """The norm of each parameter's gradient, as the last ``clip_()`` saw it before scaling.
+
+        Shape (number of parameters,), in construction order; float64 if any gradient was, else
+        float32; 0 where ``.grad`` was None. It costs no extra pass over the gradients.
+
+        Raises:
+            RuntimeError: ``clip_()`` has not been called yet.
+        """
+        if self._last is None:
+            raise RuntimeError("GradClipper: parameter_norms needs a call of clip_() first")
+        return self._last.parameter_norms()
+
+    def _clip_with(self, backend: Backend) -> Tensor:
+        prepared = self._prepared.get(backend.name)
+        if prepared is None:
+            prepared = self._prepared[backend.name] = backend.prepare(self._parameters)
+        # Set before the call: a call that raises for a non-finite norm has seen the norms.
+        previous, self._last = self._last, prepared
+        try:
+            return prepared.clip_grad_norm_(self._max_norm, self.norm_type, self.error_if_nonfinite)
+        except UnsupportedError:
+            self._last = previous
+            raise
+
+    def _forget(self) -> None:
+        self._prepared: dict[str, PreparedParameters] = {}
+        self._last: PreparedParameters | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        state = self.__dict__.copy()
+        del state["_prepared"], state["_last"]
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __repr__(self) -> str:
+        return (
+            f"GradClipper({len(self.names)} parameters, max_norm={self._max_norm}, "
+            f"norm_type={self.norm_type}, error_if_nonfinite={self.error_if_nonfinite}, "
+            f"backend={self.backend!r})"
+        )
+
+
+@torch.compiler.disable
+def _clip_outside_graph(clipper: GradClipper) -> Tensor:
+    return clipper._clip()
+
+
+def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:
+    """Split (name, tensor) pairs; plain tensors are named by their position."""
+    if isinstance(parameters, torch.nn.Module) or not isinstance(parameters, Iterable):
+        kind = type(parameters).__name__
+        raise TypeError(
+            "GradClipper: parameters must be an iterable of tensors or of (name, tensor) pairs, "
+            f"such as model.named_parameters() (got {kind})"
+        )
+    names: list[str] = []
+    tensors: list[Tensor] = []
+    for position, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
+        name, tensor = item if isinstance(item, tuple) else (str(position), item)
+        if not isinstance(tensor, Tensor) and not hasattr(tensor, "grad"):
+            kind = type(tensor).__name__
+            raise TypeError(f"GradClipper: entry {position} must be a tensor (got {kind})")
+        names.append(name)
+        tensors.append(tensor)
+    return names, tensors
