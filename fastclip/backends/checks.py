@@ -54,9 +54,13 @@ def _unique_objects(grads: Sequence[Tensor]) -> list[Tensor]:
     # A graph that is being traced has no addresses, and hashing a tensor would break it.
     unique: list[Tensor] = []
     for grad in grads:
-        if not any(grad is other for other in unique):
+        if not _is_among(grad, unique):
             unique.append(grad)
     return unique
+
+
+def _is_among(grad: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(grad is other for other in others)
 
 
 def identity(grad: Tensor) -> Hashable:

@@ -69,16 +69,14 @@ def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
         tensor without elements.
     """
     values = stored_values(tensor)
-    wide = _wide_dtype(values)
+    # Metal has no float64.
+    real = torch.float32 if values.device.type == "mps" else torch.float64
     if values.numel() == 0:
-        return torch.zeros((), dtype=wide.to_real(), device=values.device)
+        return torch.zeros((), dtype=real, device=values.device)
     if are_plain([values]) and values.is_cpu and values.dtype in _CPU_DTYPES:
         norms = [_cpu_norm(part, norm_type) for part in _cpu_parts([values], norm_type)]
     else:
-        norms = [
-            torch.linalg.vector_norm(piece, norm_type, dtype=wide)
-            for piece in slices_of(values, MAX_SLICE_SIZE)
-        ]
+        norms = [_norm(piece, norm_type, real) for piece in slices_of(values, MAX_SLICE_SIZE)]
     return norms[0] if len(norms) == 1 else merge_slices(torch.stack(norms), norm_type)
 
 
@@ -135,10 +133,14 @@ def scale_rounded_once_(tensors: Sequence[Tensor], clip_coef: Tensor) -> None:
             piece.copy_(piece.to(torch.float32) * clip_coef)
 
 
-def _wide_dtype(values: Tensor) -> torch.dtype:
-    if values.device.type == "mps":  # Metal has no float64
-        return torch.complex64 if values.is_complex() else torch.float32
-    return torch.complex128 if values.is_complex() else torch.float64
+def _norm(piece: Tensor, norm_type: float, real: torch.dtype) -> Tensor:
+    if norm_type == 0:
+        # vector_norm counts no complex element whose real part is 0.
+        return torch.count_nonzero(piece).to(real)
+    if piece.is_complex():
+        wide = torch.complex64 if real == torch.float32 else torch.complex128
+        return torch.linalg.vector_norm(piece, norm_type, dtype=wide)
+    return torch.linalg.vector_norm(piece, norm_type, dtype=real)
 
 
 def _cpu_norm(part: Tensor, norm_type: float) -> Tensor:
@@ -150,7 +152,7 @@ def _cpu_norm(part: Tensor, norm_type: float) -> Tensor:
     if norm_type == math.inf:
         lowest, highest = torch.aminmax(part)
         return torch.maximum(-lowest, highest).to(torch.float64)
-    return torch.linalg.vector_norm(part, norm_type, dtype=torch.float64)
+    return _norm(part, norm_type, torch.float64)
 
 
 def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:

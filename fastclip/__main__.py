@@ -1,0 +1,7 @@
+"""``python -m fastclip``: the same as the console script ``fastclip``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,215 @@
+"""``fastclip doctor``: what is installed, what can run, and whether it computes what it should."""
+
+import json
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+import fastclip
+from fastclip import BuildInfo
+
+from ._self_check import BackendResult, check_backends
+
+MAX_SHOWN = 5
+"""How many differences of one backend the text shows; --json has all of them."""
+
+MAPS = Path("/proc/self/maps")
+CPUINFO = Path("/proc/cpuinfo")
+OPENMP = re.compile(r"lib(gomp|iomp5|omp)\b.*\.so")
+"""File names of GNU's, Intel's and LLVM's runtimes; wheels put a hash behind the first word."""
+
+
+class SelfCheck(TypedDict):
+    """The self-check's outcome, by backend."""
+
+    ok: bool
+    tensors: int
+    seconds: float
+    calls: dict[str, int]
+    differences: dict[str, list[dict[str, str]]]
+
+
+NOT_RUN = SelfCheck(ok=False, tensors=0, seconds=0.0, calls={}, differences={})
+
+
+class Diagnosis(TypedDict):
+    """All that doctor finds out."""
+
+    ok: bool
+    fastclip: str
+    torch: str
+    python: str
+    platform: str
+    cpu: str
+    threads: int
+    build: BuildInfo
+    instruction_set: str | None
+    backends: dict[str, list[str]]
+    openmp: list[str]
+    problems: list[str]
+    warnings: list[str]
+    self_check: SelfCheck
+
+
+def run_doctor(as_json: bool) -> int:
+    """Examine this installation and print what was found.
+
+    Args:
+        as_json: print one JSON object instead of text.
+
+    Returns:
+        The exit status: 0 if the self-check passed, else 1.
+    """
+    diagnosis = examine()
+    print(json.dumps(diagnosis, indent=2) if as_json else "\n".join(describe(diagnosis)))
+    return 0 if diagnosis["ok"] else 1
+
+
+def examine() -> Diagnosis:
+    """Collect versions, backends and OpenMP runtimes, and run the self-check."""
+    problems: list[str] = []
+    instruction_set: str | None = None
+    backends: dict[str, list[str]] = {}
+    try:
+        backends = fastclip.backend_report()
+        instruction_set = fastclip.instruction_set()
+    except ValueError as error:
+        problems.append(str(error))
+    # A setting that no clip accepts would only fail every call of the self-check in the same way.
+    self_check = NOT_RUN if problems else _self_check(backends)
+    # Last, so that everything which the backends load is loaded.
+    runtimes = openmp_runtimes(MAPS.read_text(encoding="utf-8") if MAPS.exists() else "")
+    return Diagnosis(
+        ok=self_check["ok"],
+        fastclip=fastclip.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=_cpu_model(),
+        threads=torch.get_num_threads(),
+        build=fastclip.build_info(),
+        instruction_set=instruction_set,
+        backends=backends,
+        openmp=runtimes,
+        problems=problems,
+        warnings=openmp_warnings(runtimes),
+        self_check=self_check,
+    )
+
+
+def openmp_runtimes(maps: str) -> list[str]:
+    """Return the paths of the OpenMP runtimes in a process's memory map, each once."""
+    # Address, permissions, offset, device, inode, and the path if the memory is a file's.
+    fields = (line.split(maxsplit=5) for line in maps.splitlines())
+    paths = {Path(field[5]) for field in fields if len(field) == 6}
+    return sorted(str(path) for path in paths if OPENMP.match(path.name))
+
+
+def openmp_warnings(runtimes: list[str]) -> list[str]:
+    """Warn of more than one OpenMP runtime: each has threads of its own, and they compete."""
+    if len(runtimes) < 2:
+        return []
+    listed = ", ".join(runtimes)
+    return [
+        f"{len(runtimes)} OpenMP runtimes are loaded ({listed}); their threads compete for the "
+        "same cores, so clipping and training may run slower than they should"
+    ]
+
+
+def describe(diagnosis: Diagnosis) -> list[str]:
+    """Return the diagnosis as lines of aligned text."""
+    build = diagnosis["build"]
+    lines = [
+        _line("fastclip", f"{diagnosis['fastclip']}  ({Path(fastclip.__file__).parent})"),
+        _line("torch", diagnosis["torch"]),
+        _line("python", f"{diagnosis['python']}  ({sys.executable})"),
+        _line("platform", diagnosis["platform"]),
+        _line("cpu", diagnosis["cpu"]),
+        _line("threads", str(diagnosis["threads"])),
+        _line("build", _describe_build(build)),
+        _line("instruction set", diagnosis["instruction_set"] or "none"),
+        *_column("openmp", diagnosis["openmp"] or ["none found"]),
+        "",
+        "backends",
+    ]
+    for name, reasons in diagnosis["backends"].items():
+        lines += _column(f"  {name}", [f"cannot run: {reason}" for reason in reasons] or ["ready"])
+    lines += ["", *_describe_self_check(diagnosis["self_check"]), ""]
+    lines += [f"warning: {warning}" for warning in diagnosis["warnings"]]
+    lines += [f"problem: {problem}" for problem in diagnosis["problems"]]
+    lines.append("ok" if diagnosis["ok"] else "NOT ok: see above")
+    return lines
+
+
+def _describe_build(build: BuildInfo) -> str:
+    if not build["native"]:
+        return f"pure Python: {build['reason']}"
+    sets = ", ".join(build["instruction_sets"])
+    parts = [f"mode {build['mode']}", f"torch {build['torch']}", f"{build['compiler']}", sets]
+    if build["cuda"]:
+        parts.append(f"CUDA {build['cuda']}")
+    return "; ".join(parts)
+
+
+def _describe_self_check(self_check: SelfCheck) -> list[str]:
+    if not self_check["calls"]:
+        return ["self-check: not run"]
+    tensors, seconds = self_check["tensors"], self_check["seconds"]
+    lines = [f"self-check: {tensors} tensors against float64, {seconds:.1f} s"]
+    for name, differences in self_check["differences"].items():
+        calls = self_check["calls"][name]
+        if not differences:
+            lines.append(_line(f"  {name}", f"ok, {calls} calls"))
+            continue
+        lines.append(_line(f"  {name}", f"WRONG: {len(differences)} differences in {calls} calls"))
+        for found in differences[:MAX_SHOWN]:
+            lines.append(f"    {found['call']}:")
+            lines.append(f"      {found['what']}")
+            lines.append(f"      expected {found['expected']}, got {found['got']}")
+        if len(differences) > MAX_SHOWN:
+            lines.append(f"    and {len(differences) - MAX_SHOWN} more (--json lists them)")
+    return lines
+
+
+def _self_check(backends: dict[str, list[str]]) -> SelfCheck:
+    usable = [name for name, reasons in backends.items() if not reasons]
+    start = time.perf_counter()
+    tensors, results = check_backends(usable)
+    return SelfCheck(
+        ok=not any(result.differences for result in results.values()),
+        tensors=tensors,
+        seconds=time.perf_counter() - start,
+        calls={name: result.calls for name, result in results.items()},
+        differences={name: _as_records(result) for name, result in results.items()},
+    )
+
+
+def _as_records(result: BackendResult) -> list[dict[str, str]]:
+    return [
+        {"call": found.call, "what": found.what, "expected": found.expected, "got": found.got}
+        for found in result.differences
+    ]
+
+
+def _cpu_model() -> str:
+    """Return the CPU's name where the system tells it, else its architecture."""
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _line(label: str, value: str) -> str:
+    return f"{label:<18}{value}"
+
+
+def _column(label: str, values: list[str]) -> list[str]:
+    """Put the label before the first value and blanks before the others."""
+    return [_line(label if i == 0 else "", value) for i, value in enumerate(values)]
