@@ -1,0 +1,141 @@
+"""Parameters with gradients to clip, their float64 norm, and the check that comes before timing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from shapes import Case
+from torch import Tensor
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# Added to the norm in the definition of clip_coef.
+EPS = 1e-6
+
+# What fastclip promises of its norm, relative to float64.
+NORM_TOLERANCE = 2 * 2.0**-24
+
+# A clipped gradient is g * clip_coef: at most 2 roundings of the norm, then 1 each for the sum with
+# EPS, the reciprocal, max_norm, its product and the product with g, all in float32 ...
+_PRODUCT_ROUNDINGS = 7 * 2.0**-24
+# ... and one more to the gradient's dtype: half a unit in the last place, or half the spacing of
+# the subnormal numbers.
+_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+_SUBNORMAL = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}
+
+# Not a power of two: a coefficient that multiplies without rounding would hide a wrong one.
+CLIPPED_MAX_NORM = 0.37
+UNCLIPPED_MAX_NORM = 2.0
+
+# Odd, so that equal tensors hold different values at equal places.
+_POOL_ELEMENTS = (1 << 22) + 7
+# Float64 copies of a slice stay in the cache.
+_SLICE_ELEMENTS = 1 << 17
+_GRADIENT_SCALE = 0.01
+
+
+class WrongResultError(Exception):
+    """A clip gave a result that float64 contradicts; timing it would mean nothing."""
+
+
+class Gradients:
+    """The parameters of one case in one dtype, each with a gradient, and a copy to restore from."""
+
+    def __init__(self, case: Case, dtype: str) -> None:
+        """Fill the gradients with N(0, 0.01**2); the parameters' own memory is never touched."""
+        self.case = case
+        self.dtype = DTYPES[dtype]
+        self.parameters: list[Tensor] = []
+        self.saved: list[Tensor] = []
+        for shape, values in zip(case.shapes, self._values(case), strict=True):
+            parameter = torch.nn.Parameter(torch.empty(shape, dtype=self.dtype))
+            parameter.grad = values.view(shape)
+            self.parameters.append(parameter)
+            self.saved.append(parameter.grad.clone())
+        self.grads = [g for p in self.parameters if (g := p.grad) is not None]
+        self.n_bytes = sum(grad.nbytes for grad in self.grads)
+        self.norm = float64_norm(self.saved)
+
+    def _values(self, case: Case) -> Iterator[Tensor]:
+        # Drawing every element anew would take longer than all the timing.
+        generator = torch.Generator().manual_seed(20)
+        pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE).to(self.dtype)
+        at = 0
+        for shape in case.shapes:
+            values = torch.empty(shape, dtype=self.dtype).view(-1)
+            done = 0
+            while done < values.numel():
+                n = min(values.numel() - done, _POOL_ELEMENTS - at)
+                values[done : done + n] = pool[at : at + n]
+                done, at = done + n, (at + n) % _POOL_ELEMENTS
+            yield values
+
+    def restore(self) -> None:
+        """Give the gradients back the values that they had before the first clip."""
+        for grad, saved in zip(self.grads, self.saved, strict=True):
+            grad.copy_(saved)
+
+    def max_norm(self, clipped: bool) -> float:
+        """Return a threshold that makes a call clip, or leave the gradients as they are."""
+        return self.norm * (CLIPPED_MAX_NORM if clipped else UNCLIPPED_MAX_NORM)
+
+    def norm_error(self, total_norm: Tensor) -> float:
+        """Return ``|total_norm - float64 norm| / float64 norm``."""
+        return abs(float(total_norm) - self.norm) / self.norm
+
+    def check(self, who: str, total_norm: Tensor, clipped: bool) -> None:
+        """Compare a call's norm and what it left in the gradients with float64.
+
+        Raises:
+            WrongResultError: if either is off by more than the roundings that float32 needs.
+        """
+        error = self.norm_error(total_norm)
+        if not error <= NORM_TOLERANCE:
+            raise WrongResultError(
+                f"{who}: total_norm must be {self.norm!r} within {NORM_TOLERANCE:.2e}"
+                f" (got {float(total_norm)!r}, off by {error:.2e})"
+            )
+        clip_coef = coefficient(self.max_norm(clipped), self.norm)
+        for position, (grad, saved) in enumerate(zip(self.grads, self.saved, strict=True)):
+            right = is_scaled(grad, saved, clip_coef) if clipped else torch.equal(grad, saved)
+            if not right:
+                raise WrongResultError(
+                    f"{who}: gradient {position} of {tuple(grad.shape)} must be its old value"
+                    f" times {clip_coef!r} (got other values)"
+                )
+
+
+def coefficient(max_norm: float, total_norm: float) -> float:
+    """Return ``min(1, max_norm / (total_norm + 1e-6))``."""
+    return min(1.0, max_norm / (total_norm + EPS))
+
+
+def float64_norm(tensors: Sequence[Tensor]) -> float:
+    """Return the 2-norm of all tensors together, summed in float64."""
+    sum_sq = 0.0
+    for values in _slices(tensors):
+        wide = values.double()
+        sum_sq += float(wide.dot(wide))
+    return sum_sq**0.5
+
+
+def is_scaled(grad: Tensor, saved: Tensor, clip_coef: float) -> bool:
+    """Return whether ``grad`` is ``saved * clip_coef``, rounded as a clip may round it."""
+    relative = _PRODUCT_ROUNDINGS + _ROUNDING[grad.dtype]
+    for got, old in zip(_slices([grad]), _slices([saved]), strict=True):
+        right = old.double().mul_(clip_coef)
+        error = got.double().sub_(right).abs_()
+        # Written so that a NaN is an error.
+        if not bool((error <= right.abs_().mul_(relative).add_(_SUBNORMAL[grad.dtype])).all()):
+            return False
+    return True
+
+
+def _slices(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    for tensor in tensors:
+        yield from tensor.view(-1).split(_SLICE_ELEMENTS)

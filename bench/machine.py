@@ -1,0 +1,106 @@
+"""What a report says about where it was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+import fastclip
+
+
+class Machine(TypedDict):
+    """Where and with what a run was measured."""
+
+    cpu: str
+    cores: int
+    threads: int
+    memory_gb: float
+    python: str
+    torch: str
+    fastclip: str
+    instruction_set: str | None
+    native: bool
+    date: str
+    commit: str | None
+    others_share: float | None
+
+
+class Company:
+    """How much of the processors others took since this was made: what a quiet machine shows."""
+
+    def __init__(self) -> None:
+        self._start = _processor_seconds()
+
+    def share(self) -> float | None:
+        """Return the part of all processors' time, or None where the system does not tell."""
+        end = _processor_seconds()
+        if self._start is None or end is None:
+            return None
+        everyone, own, total = (b - a for a, b in zip(self._start, end, strict=True))
+        return max(0.0, (everyone - own) / total)
+
+
+def _processor_seconds() -> tuple[float, float, float] | None:
+    """Return the seconds of all processors in use, of those by this process, and all there were."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    except OSError:
+        return None
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, idle, wait, interrupt, soft_interrupt, stolen = (
+        int(field) / ticks for field in fields
+    )
+    busy = user + nice + system + interrupt + soft_interrupt + stolen
+    # The first four: user and system time of this process and of its children.
+    return busy, sum(os.times()[:4]), busy + idle + wait
+
+
+def describe(company: Company) -> Machine:
+    """Describe this machine, the versions in use, and the commit when there is one."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Machine(
+        cpu=_cpu_model(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_gb=round(pages / 1e9, 1),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        fastclip=fastclip.__version__,
+        instruction_set=fastclip.instruction_set(),
+        native=fastclip.build_info()["native"],
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=_commit(),
+        others_share=company.share(),
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    folder = str(Path(__file__).parent)
+    try:
+        commit = _git(folder, "rev-parse", "--short", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with changes" if changed else commit
+
+
+def _git(folder: str, *arguments: str) -> str:
+    command = ["git", "-C", folder, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,208 @@
+"""Check one case against float64, then time stock, fastclip and memory itself on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypedDict
+
+import torch
+from gradients import NORM_TOLERANCE, Gradients, WrongResultError, coefficient
+from streams import Streams, last_cache_bytes
+from timing import Contender, Effort, Sample, alternate
+from torch import Tensor
+
+import fastclip
+
+Clip = Callable[[], Tensor]
+
+
+class Row(TypedDict):
+    """One line of the table: a case in one dtype, clipped or not."""
+
+    case: str
+    dtype: str
+    clipped: bool
+    n_tensors: int
+    n_elements: int
+    gradient_bytes: int
+    cold: bool
+    norm: float
+    stock_error: float
+    list_error: float
+    clipper_error: float
+    milliseconds: dict[str, Milliseconds]
+    stock_over_list: float
+    stock_over_clipper: float
+    stock_over_reference: float | None
+    bytes_read: int
+    bytes_written: int
+    gb_per_s: float
+    ceiling_ms: float
+    fraction_of_ceiling: float
+
+
+class Milliseconds(TypedDict):
+    """The median of a contender's repetitions, and the deciles around it."""
+
+    median: float
+    low: float
+    high: float
+    repetitions: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every case of a run."""
+
+    effort: Effort
+    backend: str | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    clipped: bool
+    cold: bool
+    errors: dict[str, float]
+    samples: dict[str, Sample]
+
+
+def list_call(gradients: Gradients, max_norm: float, backend: str | None) -> Clip:
+    """Return fastclip's drop-in call on a list of parameters."""
+    # Looked up at each call, as a training loop does.
+    return lambda: fastclip.clip_grad_norm_(gradients.parameters, max_norm, backend=backend)
+
+
+def calls(gradients: Gradients, clipped: bool, backend: str | None) -> dict[str, Clip]:
+    """Return stock's call, fastclip's list call, and the call of a GradClipper built once."""
+    max_norm = gradients.max_norm(clipped)
+    return {
+        "stock": partial(torch.nn.utils.clip_grad_norm_, gradients.parameters, max_norm),
+        "list": list_call(gradients, max_norm, backend),
+        "clipper": fastclip.GradClipper(gradients.parameters, max_norm, backend=backend).clip_,
+    }
+
+
+def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Settings) -> Row:
+    """Check the results, then time every contender in alternation.
+
+    Raises:
+        WrongResultError: before anything is timed if a result of fastclip contradicts float64;
+            while timing, if a call clips where it must not, or does not where it must.
+    """
+    max_norm = gradients.max_norm(clipped)
+    clips = calls(gradients, clipped, settings.backend)
+    errors = checked_errors(gradients, clips, clipped)
+    if errors["stock"] <= NORM_TOLERANCE:
+        clips["reference"] = list_call(gradients, max_norm, "reference")
+        checked_errors(gradients, {"reference": clips["reference"]}, clipped)
+    cold = gradients.n_bytes > last_cache_bytes() // 4
+    evict = streams.evict if cold else _nothing
+    contenders = {
+        name: Contender(
+            call,
+            before=partial(_restore, gradients, evict) if clipped else evict,
+            after=partial(_check_coefficient, name, max_norm, clipped),
+        )
+        for name, call in clips.items()
+    }
+    loops = streams.readers(gradients.n_bytes)
+    if clipped:
+        loops |= streams.updates(gradients.n_bytes)
+    contenders |= {name: Contender(loop, evict, _ignore) for name, loop in loops.items()}
+    samples = alternate(contenders, settings.effort)
+    gradients.restore()
+    return _row(gradients, _Measured(clipped, cold, errors, samples), streams)
+
+
+def checked_errors(gradients: Gradients, clips: dict[str, Clip], clipped: bool) -> dict[str, float]:
+    """Return each call's error of the norm; raise if it is fastclip's and wrong."""
+    errors: dict[str, float] = {}
+    for name, call in clips.items():
+        gradients.restore()
+        total_norm = call()
+        errors[name] = gradients.norm_error(total_norm)
+        if name != "stock":
+            gradients.check(name, total_norm, clipped)
+    gradients.restore()
+    return errors
+
+
+def _nothing() -> None:
+    pass
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _restore(gradients: Gradients, evict: Callable[[], None]) -> None:
+    gradients.restore()
+    evict()
+
+
+def _check_coefficient(who: str, max_norm: float, clipped: bool, total_norm: object) -> None:
+    if not isinstance(total_norm, Tensor):
+        raise WrongResultError(f"{who}: must return a tensor (got {type(total_norm).__name__})")
+    clip_coef = coefficient(max_norm, float(total_norm))
+    if (clip_coef < 1.0) is not clipped:
+        wanted = "below 1" if clipped else "1"
+        raise WrongResultError(f"{who}: clip_coef must be {wanted} (got {clip_coef!r})")
+
+
+def fastest(samples: dict[str, Sample], kind: str) -> float:
+    """Return the smallest median, in ms, of the samples whose name starts with ``kind``."""
+    return min(sample.median_ms for name, sample in samples.items() if name.startswith(kind))
+
+
+def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
+    clipped, errors, samples = measured.clipped, measured.errors, measured.samples
+    ms = {name: sample.median_ms for name, sample in samples.items()}
+    n_bytes = gradients.n_bytes
+    loops_ms = fastest(samples, "read") + (fastest(samples, "update") if clipped else 0.0)
+    ceiling_ms = loops_ms * n_bytes / streams.bytes_streamed(n_bytes)
+    bytes_read, bytes_written = (2 * n_bytes, n_bytes) if clipped else (n_bytes, 0)
+    return Row(
+        case=gradients.case.name,
+        dtype=str(gradients.dtype).removeprefix("torch."),
+        clipped=clipped,
+        n_tensors=gradients.case.n_tensors,
+        n_elements=gradients.case.n_elements,
+        gradient_bytes=n_bytes,
+        cold=measured.cold,
+        norm=gradients.norm,
+        stock_error=errors["stock"],
+        list_error=errors["list"],
+        clipper_error=errors["clipper"],
+        milliseconds={name: _milliseconds(sample) for name, sample in samples.items()},
+        stock_over_list=ms["stock"] / ms["list"],
+        stock_over_clipper=ms["stock"] / ms["clipper"],
+        stock_over_reference=ms["stock"] / ms["reference"] if "reference" in ms else None,
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
+        gb_per_s=(bytes_read + bytes_written) / ms["list"] / 1e6,
+        ceiling_ms=ceiling_ms,
+        fraction_of_ceiling=ceiling_ms / ms["list"],
+    )
+
+
+def _milliseconds(sample: Sample) -> Milliseconds:
+    return Milliseconds(
+        median=sample.median_ms,
+        low=sample.low_ms,
+        high=sample.high_ms,
+        repetitions=sample.repetitions,
+    )
+
+
+def ratios(rows: Sequence[Row]) -> dict[tuple[str, str, bool, str], float]:
+    """Return stock's time over fastclip's, by case, dtype, clipped or not, and contender."""
+    return {
+        (row["case"], row["dtype"], row["clipped"], contender): value
+        for row in rows
+        for contender, value in (
+            ("list", row["stock_over_list"]),
+            ("clipper", row["stock_over_clipper"]),
+        )
+    }

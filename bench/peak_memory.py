@@ -1,0 +1,73 @@
+"""Print by how many bytes one clip raises this process's peak memory, as JSON.
+
+A process of its own: memory that an earlier measurement freed but did not return to the system
+would be reused unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from gradients import DTYPES
+
+import fastclip
+
+N_TENSORS = 250
+
+
+def status_bytes(key: str) -> int:
+    """Return one of the kernel's figures on this process, VmRSS or VmHWM, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"status_bytes: /proc/self/status must hold {key}")
+
+
+def reset_peak() -> None:
+    """Set VmHWM back to what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def growth(call: Callable[[], object]) -> int:
+    """Return by how many bytes the peak rises above what was resident before ``call``."""
+    reset_peak()
+    before = status_bytes("VmRSS")
+    call()
+    return status_bytes("VmHWM") - before
+
+
+def main() -> None:
+    """Build gradients of the given size, clip once to warm up, and measure the second clip."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bytes", type=int, default=10**9)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--backend")
+    arguments = parser.parse_args()
+    dtype = DTYPES[arguments.dtype]
+    n_elements = arguments.bytes // N_TENSORS // dtype.itemsize
+    parameters = [
+        torch.nn.Parameter(torch.empty(n_elements, dtype=dtype)) for _ in range(N_TENSORS)
+    ]
+    for parameter in parameters:
+        # Written, so that every page is there: an untouched one would count as growth.
+        parameter.grad = torch.full_like(parameter, 0.5)
+    max_norm, backend = 1e-3, arguments.backend
+    clipper = fastclip.GradClipper(parameters, max_norm, backend=backend)
+    calls: dict[str, Callable[[], object]] = {
+        "list": lambda: fastclip.clip_grad_norm_(parameters, max_norm, backend=backend),
+        "clipper": clipper.clip_,
+        "stock": lambda: torch.nn.utils.clip_grad_norm_(parameters, max_norm),
+    }
+    grown: dict[str, int] = {}
+    for name, call in calls.items():
+        call()
+        grown[name] = growth(call)
+    print(json.dumps(grown))
+
+
+if __name__ == "__main__":
+    main()

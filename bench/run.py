@@ -1,0 +1,138 @@
+"""Compare fastclip with stock PyTorch and with this machine's memory on gradients of real models.
+
+    python bench/run.py [--cases NAME ...] [--dtypes NAME ...] [--json FILE] [--png FILE] [--quick]
+
+Each result is checked against float64 before it is timed; a wrong one ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import report
+import sections
+import torch
+from chart import draw
+from gradients import DTYPES, Gradients, WrongResultError
+from machine import Company, describe
+from measure import Row, Settings, measure
+from shapes import CASES
+from streams import Streams
+from timing import DEFAULT_EFFORT, QUICK_EFFORT
+
+# As large as memory allows beside the largest case, its saved copy and its parameters; larger
+# gradients are compared with the speed of this many bytes.
+LARGEST_BUFFER = 1 << 30
+QUICK_CASES = ("resnet-50", "2000x4096", "10000x256", "1000x64")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument(
+        "--sections",
+        nargs="*",
+        choices=sections.SECTIONS,
+        help="default: all; none when left empty",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the ratios (matplotlib)")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, small cases")
+    parser.add_argument("--threads", type=int, help="default: what torch chooses")
+    parser.add_argument("--backend", help="fastclip's backend= argument")
+    options = parser.parse_args(arguments)
+    if options.cases is None:
+        options.cases = list(QUICK_CASES if options.quick else CASES)
+    if options.sections is None:
+        options.sections = list(sections.SECTIONS)
+    return options
+
+
+def measure_rows(options: argparse.Namespace, settings: Settings, streams: Streams) -> list[Row]:
+    """Measure every case in every dtype, clipped and not, and say each result as it comes."""
+
+    # A function of its own, so that one case's gradients are gone before the next one's are made.
+    def both(name: str, dtype: str) -> Iterator[Row]:
+        gradients = Gradients(CASES[name], dtype)
+        for clipped in (False, True):
+            row = measure(gradients, clipped, streams, settings)
+            _progress(row)
+            yield row
+
+    return [row for name in options.cases for dtype in options.dtypes for row in both(name, dtype)]
+
+
+def _progress(row: Row) -> None:
+    ms = {name: sample["median"] for name, sample in row["milliseconds"].items()}
+    print(
+        f"{row['case']} {row['dtype']} {'clipped' if row['clipped'] else 'not clipped'}:"
+        f" stock {ms['stock']:.3f} ms, list {ms['list']:.3f} ms, clipper {ms['clipper']:.3f} ms,"
+        f" x{row['stock_over_list']:.2f}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def run(options: argparse.Namespace) -> report.Report:
+    """Measure what the options ask for."""
+    company = Company()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = Settings(QUICK_EFFORT if options.quick else DEFAULT_EFFORT, options.backend)
+    largest = max(
+        CASES[name].n_elements * DTYPES[dtype].itemsize
+        for name in options.cases
+        for dtype in options.dtypes
+    )
+    streams = Streams(min(largest, LARGEST_BUFFER))
+    not_measured = {"stream.c": streams.note} if streams.note else {}
+    rows = measure_rows(options, settings, streams)
+    findings = sections.memory_speed(rows) + sections.reference(rows)
+    scale = sections.QUICK if options.quick else sections.FULL
+    bench = sections.Bench(scale, settings, streams)
+    for name in options.sections:
+        try:
+            findings += sections.SECTIONS[name](bench)
+        except sections.NotMeasurableError as error:
+            not_measured[name] = str(error)
+    effort = settings.effort
+    return report.Report(
+        machine=describe(company),
+        settings={
+            "backend": str(options.backend or "chosen by fastclip"),
+            "repetitions": f"{effort.min_repetitions} to {effort.max_repetitions}",
+            "seconds a case": f"{effort.seconds:g}",
+        },
+        rows=rows,
+        targets=report.outcomes(rows),
+        findings=findings,
+        not_measured=not_measured,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit status: 1 when a result is wrong."""
+    options = parse(arguments)
+    try:
+        found = run(options)
+    except WrongResultError as error:
+        print(f"wrong result, nothing is reported: {error}", file=sys.stderr)
+        return 1
+    print(report.text(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.png is not None:
+        draw(found, options.png)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
