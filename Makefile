@@ -1,0 +1,67 @@
+# make demo | test | bench | lint | format | clean
+#
+# Everything runs in .venv, which is made when it is not there. TORCH is the pip requirement of the
+# torch to run with: make test TORCH=torch==2.13.0
+
+PYTHON ?= python3
+TORCH ?= torch
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Without isolation: the build uses the setuptools and the torch of .venv, and asks no index.
+PIP_INSTALL := $(BIN)/python -m pip install --no-build-isolation
+
+TORCH_STAMP := $(VENV)/.has-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
+DEMO_STAMP := $(VENV)/.has-demo
+ALL_STAMP := $(VENV)/.has-all
+
+SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support csrc fastclip \
+	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test bench lint format clean
+
+# By the console script: python -m would take the source tree's fastclip, which is not built.
+demo: $(DEMO_STAMP)
+	$(BIN)/fastclip demo $(DEMO_FLAGS)
+
+# From .venv, not from here: the tests must see the installed package, not the source tree's.
+test: $(ALL_STAMP)
+	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 bin/pytest -c ../pyproject.toml --rootdir=.. \
+		--junit-xml=results.xml $(PYTEST_FLAGS) ../tests
+	$(BIN)/python tests/count_backends.py $(VENV)/results.xml
+	if [ -f tests/mutants/run.py ]; then $(BIN)/python tests/mutants/run.py; fi
+
+bench: $(ALL_STAMP)
+	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+
+lint: $(ALL_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(ALL_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One command for both, so that pip finds a setuptools that suits the build and torch alike.
+$(TORCH_STAMP): | $(BIN)/python
+	$(BIN)/python -m pip install "$(TORCH)" "setuptools>=77.0.3"
+	rm -f $(VENV)/.has-*
+	touch $@
+
+$(DEMO_STAMP): $(TORCH_STAMP) $(SOURCES)
+	$(PIP_INSTALL) ".[demo]"
+	touch $@
+
+$(ALL_STAMP): $(TORCH_STAMP) $(SOURCES)
+	$(PIP_INSTALL) ".[bench,demo,lint,test]"
+	touch $@ $(DEMO_STAMP)

@@ -1,0 +1,51 @@
+"""The signatures of fastclip._C, as its stub and as pybind11's docstrings give them."""
+
+import ast
+import re
+
+
+def stub_signatures(text: str) -> dict[str, str]:
+    """Return the signature of each function and method in a stub, by its dotted name."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = _stub_signature(node)
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = "class"
+            methods = [inner for inner in node.body if isinstance(inner, ast.FunctionDef)]
+            found |= {f"{node.name}.{inner.name}": _stub_signature(inner) for inner in methods}
+    return found
+
+
+def _stub_signature(node: ast.FunctionDef) -> str:
+    given = [arg for arg in node.args.args if arg.arg != "self"]
+    typed = [f"{arg.arg}: {ast.unparse(arg.annotation)}" for arg in given if arg.annotation]
+    returns = ast.unparse(node.returns) if node.returns else "?"
+    # pybind11 writes a py::list as "list", whatever it holds.
+    arguments = re.sub(r"\blist\[\w+\]", "list", ", ".join(typed))
+    return f"({arguments}) -> {returns}".replace("Dtype", "dtype")
+
+
+def binding_signatures(module: object) -> dict[str, str]:
+    """Return the signature of each function and method of the binding, by its dotted name."""
+    found = {}
+    for name, value in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, type):
+            found[name] = "class"
+            methods = {} if issubclass(value, Exception) else vars(value)
+            names = [key for key in methods if key == "__init__" or not key.startswith("_")]
+            found |= {f"{name}.{key}": _binding_signature(getattr(value, key)) for key in names}
+        else:
+            found[name] = _binding_signature(value)
+    return found
+
+
+def _binding_signature(function: object) -> str:
+    text = (function.__doc__ or "").strip()
+    signature = text[text.index("(") :]
+    signature = re.sub(r"self: [\w.]+(, )?", "", signature)
+    signature = re.sub(r"Optional\[(.*?)\]", r"\1 | None", signature)
+    signature = re.sub(r"typing\.SupportsFloat( \| typing\.SupportsIndex)?", "float", signature)
+    return signature.replace("torch.", "").replace("typing.", "")
