@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | format | clean
+# make demo | test | bench | lint | format | aarch64 | clean
 #
 # Everything runs in .venv, which is made when it is not there. TORCH is the pip requirement of the
 # torch to run with: make test TORCH=torch==2.13.0
@@ -17,9 +17,9 @@ ALL_STAMP := $(VENV)/.has-all
 
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support csrc fastclip \
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench lint format aarch64 clean
 
 # By the console script: python -m would take the source tree's fastclip, which is not built.
 demo: $(DEMO_STAMP)
@@ -34,6 +34,10 @@ test: $(ALL_STAMP)
 
 bench: $(ALL_STAMP)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+
+# The CPU kernels for aarch64, run under qemu-user: the same bits as on this machine, or it fails.
+aarch64:
+	tests/kernel_bits/run.sh aarch64
 
 lint: $(ALL_STAMP)
 	$(BIN)/ruff check .

@@ -52,28 +52,32 @@ class Gradients:
         self.dtype = DTYPES[dtype]
         self.parameters: list[Tensor] = []
         self.saved: list[Tensor] = []
-        for shape, values in zip(case.shapes, self._values(case), strict=True):
-            parameter = torch.nn.Parameter(torch.empty(shape, dtype=self.dtype))
-            parameter.grad = values.view(shape)
+        self.grads: list[Tensor] = []
+        for grad in self._filled(case):
+            parameter = torch.nn.Parameter(torch.empty_like(grad))
+            parameter.grad = grad
             self.parameters.append(parameter)
-            self.saved.append(parameter.grad.clone())
-        self.grads = [g for p in self.parameters if (g := p.grad) is not None]
+            self.grads.append(grad)
+            self.saved.append(grad.clone())
         self.n_bytes = sum(grad.nbytes for grad in self.grads)
         self.norm = float64_norm(self.saved)
 
-    def _values(self, case: Case) -> Iterator[Tensor]:
+    def _filled(self, case: Case) -> Iterator[Tensor]:
         # Drawing every element anew would take longer than all the timing.
         generator = torch.Generator().manual_seed(20)
         pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE).to(self.dtype)
         at = 0
         for shape in case.shapes:
-            values = torch.empty(shape, dtype=self.dtype).view(-1)
+            # The gradient itself is no view: a view shares its storage with the tensor under it,
+            # which is not what autograd leaves behind.
+            grad = torch.empty(shape, dtype=self.dtype)
+            values = grad.view(-1)
             done = 0
             while done < values.numel():
                 n = min(values.numel() - done, _POOL_ELEMENTS - at)
                 values[done : done + n] = pool[at : at + n]
                 done, at = done + n, (at + n) % _POOL_ELEMENTS
-            yield values
+            yield grad
 
     def restore(self) -> None:
         """Give the gradients back the values that they had before the first clip."""

@@ -147,7 +147,8 @@ def _rows_text(rows: Sequence[Row]) -> str:
         " GB/s and 'of ceiling' are the list call's.",
         "Ceiling: the fastest of three streaming reads of as many bytes, and of two in-place"
         " updates when the case is clipped.",
-        "Gradients larger than a quarter of the last cache start outside it, smaller ones inside.",
+        "Gradients larger than a quarter of the last cache start outside it; smaller ones start"
+        " inside, each call following an untimed one of its own.",
         "Off by: the norm, relative to float64; it is checked before anything is timed.",
     ]
     return "\n".join([table(ROW_HEADER, [row_line(row) for row in rows]), *legend, *notes])

@@ -69,7 +69,7 @@ def _fate(unclipped: Run) -> str:
 def _draw_norm(axis: Axes, unclipped: Run, stock: Run, ours: Run) -> None:
     axis.axhline(MAX_NORM, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.annotate(
-        f"max_norm {MAX_NORM:g}", (1, MAX_NORM), (-4, 3), textcoords="offset points",
+        f"max_norm {MAX_NORM:g}", (1, MAX_NORM), (-4, -12), textcoords="offset points",
         xycoords=("axes fraction", "data"), ha="right", color=GREY, fontsize=9,
     )  # fmt: skip
     axis.plot(_finite(unclipped.norm), color=RED, linewidth=1.6)

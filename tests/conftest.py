@@ -19,7 +19,7 @@ def _require(name: str | None) -> None:
 
 @pytest.fixture(params=[None, "reference", "native"], ids=lambda name: name or "default")
 def backend(request: pytest.FixtureRequest) -> str | None:
-    """Return what to pass as ``backend=``: each backend by name, and None to let fastclip choose."""
+    """Return what to pass as ``backend=``: each backend by name, and None for fastclip's choice."""
     _require(request.param)
     return request.param
 

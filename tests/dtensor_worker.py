@@ -14,7 +14,14 @@ import torch.distributed as dist
 from samples import gradient
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 
 import fastclip
 
@@ -25,7 +32,10 @@ def wholes() -> list[Tensor]:
     """Return gradients whose shards are uneven, and for more than one rank empty, on some ranks."""
     shapes = ((5, 3), (1, 4), (64, 33), (7,))
     dtypes = (torch.float32, torch.bfloat16, torch.float32, torch.float16)
-    return [gradient(shape, dtype, i) for i, (shape, dtype) in enumerate(zip(shapes, dtypes))]
+    return [
+        gradient(shape, dtype, i)
+        for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
+    ]
 
 
 def sharded(mesh: DeviceMesh, whole: Tensor, placements: list[Placement]) -> Tensor:
@@ -114,15 +124,17 @@ def check_nonfinite(mesh: DeviceMesh) -> None:
 
 def main() -> None:
     rank, world_size, store_file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    store = dist.FileStore(store_file, world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store_file}", rank=rank, world_size=world_size
+    )
     line = init_device_mesh("cpu", (world_size,))
     grid = init_device_mesh("cpu", (1, world_size))
     shard, replicate = Shard(0), Replicate()
     for norm_type in NORM_TYPES:
         check_clip(line, [[shard]] * 4, norm_type)
         check_clip(line, [[shard], [replicate], [Shard(1)], [shard]], norm_type)
-        check_clip(grid, [[replicate, shard], [shard, shard], [shard, Shard(1)], [shard, replicate]], norm_type)
+        spread = [[replicate, shard], [shard, shard], [shard, Shard(1)], [shard, replicate]]
+        check_clip(grid, spread, norm_type)
     check_unclipped(line)
     check_partial(line)
     check_split_calls(line)

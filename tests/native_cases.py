@@ -135,8 +135,8 @@ def same_bits(got: Tensor, expected: Tensor) -> bool:
 
 def scaled(gradient: Tensor, max_norm: float, total_norm: Tensor) -> Tensor:
     """Scale as torch does, by the oracle's coefficient for the norm that a clip returned."""
-    clip_coef = oracle.clip_coef(max_norm, total_norm)
-    return gradient.mul(torch.tensor(clip_coef, dtype=total_norm.dtype))
+    dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    return gradient.clone().mul_(torch.tensor(oracle.clip_coef(max_norm, total_norm), dtype=dtype))
 
 
 def available_gigabytes() -> float:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import oracle
 import torch
 from torch import Tensor
 
@@ -32,6 +33,19 @@ def awkward_gradients(dtype: torch.dtype) -> list[Tensor]:
     return [*grads, matrix, matrix.clone().t(), gradient((), dtype, next(seeds)), gaps]
 
 
+def dense_gradients(dtype: torch.dtype) -> list[Tensor]:
+    """Return the awkward gradients that every backend takes: those without gaps."""
+    return awkward_gradients(dtype)[:-1]
+
+
+def sparse_gradient() -> Tensor:
+    """Return an uncoalesced sparse gradient: one of its indices repeats."""
+    values = gradient((4, 5), torch.float32)
+    return torch.sparse_coo_tensor(
+        torch.tensor([[0, 0, 7, 3]]), values, (9, 5), check_invariants=True
+    )
+
+
 def parameter(grad: Tensor | None, like: Tensor | None = None) -> Tensor:
     """Return a parameter whose ``.grad`` is exactly ``grad``."""
     shape = torch.Size([1]) if grad is None else grad.shape
@@ -46,6 +60,16 @@ def parameter(grad: Tensor | None, like: Tensor | None = None) -> Tensor:
 def parameters(grads: Iterable[Tensor | None]) -> list[Tensor]:
     """Return one parameter for each gradient."""
     return [parameter(grad) for grad in grads]
+
+
+def assert_clipped(
+    held: Sequence[Tensor], grads: Sequence[Tensor], max_norm: float, norm: Tensor
+) -> None:
+    """Check that parameters hold ``grads`` scaled by the coefficient of the returned norm."""
+    coef = oracle.clip_coef(max_norm, norm)
+    for p, grad in zip(held, grads, strict=True):
+        assert p.grad is not None
+        assert oracle.equal(p.grad, oracle.scaled(grad, coef))
 
 
 def copies(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,84 @@
+"""Clipping inside torch.compile: one graph, the eager result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import oracle
+import pytest
+import torch
+from samples import gradient, parameters
+from torch import Tensor
+
+import fastclip
+
+Clip = Callable[[list[Tensor]], Tensor | None]
+
+
+def some_parameters() -> list[Tensor]:
+    dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float32)
+    sizes = (4, 700, 3, 0)
+    return parameters([gradient(n, dtype, n) for n, dtype in zip(sizes, dtypes, strict=True)])
+
+
+def assert_same(actual: object, expected: object) -> None:
+    """Compare float64 as closely as sums in another order allow: all else is then equal."""
+    rtol = oracle.TOLERANCE[torch.float64]
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=0)
+
+
+def gradients(held: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in held if p.grad is not None]
+
+
+CALLS: dict[str, Clip] = {
+    "default": lambda held: fastclip.clip_grad_norm_(held, 1.0),
+    "foreach_false": lambda held: fastclip.clip_grad_norm_(held, 1.0, foreach=False),
+    "generator": lambda held: fastclip.clip_grad_norm_((p for p in held), 1.0),
+    "one_tensor": lambda held: fastclip.clip_grad_norm_(held[0], 1.0),
+    "inf": lambda held: fastclip.clip_grad_norm_(held, 1.0, math.inf),
+    "two_level": lambda held: fastclip.clip_grad_norm_(held, 1.0, 0.0),
+    "not_clipped": lambda held: fastclip.clip_grad_norm_(held, 1e9),
+    "shared": lambda held: fastclip.clip_grad_norm_([held[0], held[1], held[0]], 1.0),
+    "reference": lambda held: fastclip.clip_grad_norm_(held, 1.0, backend="reference"),
+    "total_norm": lambda held: fastclip.get_total_norm(gradients(held)),
+    "with_norm": lambda held: fastclip.clip_grads_with_norm_(held, 1.0, torch.tensor(7.0)),
+    "value": lambda held: fastclip.clip_grad_value_(held, 0.5),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("compiler", ("eager", "aot_eager"))
+@pytest.mark.parametrize("name", list(CALLS))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_one_graph_with_the_eager_result(name: str, compiler: str) -> None:
+    compiled, eager = some_parameters(), some_parameters()
+    norm = torch.compile(CALLS[name], fullgraph=True, backend=compiler)(compiled)
+    assert_same(norm, CALLS[name](eager))
+    for a, b in zip(compiled, eager, strict=True):
+        assert_same(a.grad, b.grad)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_graph_is_reused_for_new_values() -> None:
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(1)
+        return graph.forward
+
+    clip = torch.compile(CALLS["default"], fullgraph=True, backend=count)
+    for scale in (1.0, 1e-3, 100.0):
+        compiled, eager = some_parameters(), some_parameters()
+        for p in (*compiled, *eager):
+            assert p.grad is not None
+            p.grad.mul_(scale)
+        assert_same(clip(compiled), CALLS["default"](eager))
+    assert len(graphs) == 1

@@ -1,0 +1,160 @@
+"""The reference backend on tensors of every kind that torch has, and on large ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from samples import gradient, peak_growth, sparse_gradient
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
+
+from fastclip.backends import reference, upcast
+
+MEMORY_LIMIT = 256 * 2**20
+SUMMED_NORM_TYPES = (2.0, 1.0, math.inf, 3.5)
+
+
+@pytest.fixture(autouse=True)
+def _without_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def assert_norm(actual: Tensor, tensors: list[Tensor], norm_type: float) -> None:
+    expected = oracle.total_norm(tensors, norm_type)
+    value = actual.item()
+    assert actual.dim() == 0
+    assert oracle.is_norm(value, expected, actual.dtype), (value, expected, norm_type)
+
+
+class Marked(Tensor):
+    """A subclass without data of its own."""
+
+
+def marked(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Marked)
+
+
+def dense() -> Tensor:
+    return gradient((30, 40), torch.float32)
+
+
+KINDS: dict[str, Callable[[], Tensor]] = {
+    "permuted": lambda: dense().t(),
+    "gaps": lambda: dense()[::2, ::3],
+    "channels_last": lambda: gradient((2, 3, 4, 5), torch.float32).to(
+        memory_format=torch.channels_last
+    ),
+    "misaligned": lambda: dense().view(-1)[1:],
+    "sparse": sparse_gradient,
+    "coalesced": lambda: sparse_gradient().coalesce(),
+    "csr": lambda: dense().relu().to_sparse_csr(),
+    "conj": lambda: gradient((30, 40), torch.complex64).conj(),
+    "neg": lambda: gradient((30, 40), torch.complex64).conj().imag,
+    "subclass": lambda: marked(dense()),
+    "parameter": lambda: torch.nn.Parameter(dense()),
+    "wrapper_subclass": lambda: TwoTensor(dense(), dense()),
+}
+READ_ONLY_KINDS: dict[str, Callable[[], Tensor]] = {
+    "expanded": lambda: dense()[:1].expand(50, 40),
+    "overlapping_itself": lambda: dense().view(-1).as_strided((50, 20), (5, 1)),
+    "zero_tensor": lambda: torch._efficientzerotensor((3, 4)),  # pyright: ignore[reportPrivateImportUsage]
+}
+
+
+@pytest.mark.parametrize("norm_type", SUMMED_NORM_TYPES)
+@pytest.mark.parametrize("kind", [*KINDS, *READ_ONLY_KINDS])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_norm_of_every_kind_of_tensor(kind: str, norm_type: float) -> None:
+    tensor = (KINDS | READ_ONLY_KINDS)[kind]()
+    others = [gradient(10, torch.float32), gradient(70_000, torch.float32)]
+    plain = tensor.a if isinstance(tensor, TwoTensor) else tensor
+    actual = reference.total_norm([*others, tensor], norm_type)
+    assert_norm(actual, [*others, plain], norm_type)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_scale_of_every_kind_of_tensor(kind: str) -> None:
+    tensor = KINDS[kind]()
+    plain = tensor.a if isinstance(tensor, TwoTensor) else tensor
+    before = oracle.values_of(plain).copy()
+    reference.scale_([torch.ones(3), tensor], torch.tensor(0.25))
+    assert tensor.layout == KINDS[kind]().layout
+    assert type(tensor) is type(KINDS[kind]())
+    assert oracle.equal(plain, before / 4)
+    assert tensor._version > 0
+    reference.scale_([tensor], torch.tensor(1.0))
+    assert oracle.equal(plain, before / 4)
+
+
+def test_large_tensor_with_permuted_gaps_is_sliced_right() -> None:
+    base = gradient((6, 70, 50, 40), torch.float32)
+    grad = base.permute(2, 0, 3, 1)[:, 1:, ::2]
+    assert grad.numel() > upcast.CPU_SLICE_SIZE
+    pieces = list(upcast.slices_of(grad, 1000))
+    assert max(piece.numel() for piece in pieces) <= 1000
+    together = torch.cat([piece.reshape(-1) for piece in pieces])
+    torch.testing.assert_close(together.sort().values, grad.reshape(-1).sort().values)
+    assert_norm(reference.total_norm([grad], 2.0), [grad], 2.0)
+
+
+def test_meta_tensors_stay_on_meta() -> None:
+    grads = [torch.ones(3, device="meta"), torch.ones(2, device="meta", dtype=torch.bfloat16)]
+    norm = reference.total_norm(grads, 2.0)
+    assert (norm.device.type, norm.dtype) == ("meta", torch.float32)
+    reference.scale_(grads, reference.clip_coefficient(1.0, norm))
+    reference.clamp_(grads, 1.0)
+    assert len(reference.unique_gradients(grads)) == 2
+
+
+def test_fake_tensors_are_never_read() -> None:
+    with FakeTensorMode():
+        grads = [torch.ones(3), torch.ones(2, dtype=torch.float16)]
+        norm = reference.total_norm(reference.unique_gradients(grads), 2.0)
+        reference.scale_(grads, reference.clip_coefficient(1.0, norm))
+        reference.clamp_(grads, 1.0)
+    assert (norm.shape, norm.dtype) == ((), torch.float32)
+
+
+def test_under_vmap_each_sample_has_its_norm() -> None:
+    samples = gradient((5, 3, 4), torch.float32)
+
+    def clipped(sample: Tensor) -> tuple[Tensor, Tensor]:
+        grads = reference.unique_gradients([sample.clone()])
+        norm = reference.total_norm(grads, 2.0)
+        reference.scale_(grads, reference.clip_coefficient(1.0, norm))
+        return grads[0], norm
+
+    scaled, norms = torch.vmap(clipped)(samples)
+    for sample, result, norm in zip(samples, scaled, norms, strict=True):
+        assert_norm(norm, [sample], 2.0)
+        torch.testing.assert_close(result, sample * (1 / (norm + 1e-6)).clamp(max=1))
+
+
+def with_gaps() -> Tensor:
+    return torch.ones(5000, 10_000, dtype=torch.bfloat16)[:, 1:]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(48_000_000),
+        with_gaps,
+        lambda: torch.ones(20_000_000, dtype=torch.complex64),
+        lambda: marked(torch.ones(48_000_000)),
+    ],
+    ids=["dense", "gaps", "complex", "subclass"],
+)
+def test_norm_of_a_large_tensor_takes_little_memory(make: Callable[[], Tensor]) -> None:
+    grad = make()
+    # Megabytes of slack: the allocator keeps freed blocks, and its own tables grow.
+    limit = MEMORY_LIMIT + 8 * 2**20
+    assert peak_growth(lambda: reference.total_norm([grad], 2.0)) <= limit
+    assert reference.total_norm([grad], 2.0).item() == np.float32(math.sqrt(grad.numel()))
