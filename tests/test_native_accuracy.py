@@ -1,4 +1,4 @@
-"""The native norm is within 2 x 2^-24 of float64's: over the whole range, on hard data, at any size."""
+"""The native norm is within 2 x 2^-24 of float64's: on the whole range, hard data and any size."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.utils._foreach_utils import _device_has_foreach_support
 
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
@@ -17,11 +18,12 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Say whether every tensor is of torch's own types and keeps its elements in strided memory.
 
     Wrappers (subclasses, functorch), sparse tensors and tensors that are being traced are not: they
-    have no address, or reading a value of theirs on the host fails.
+    have no address, or reading a value of theirs on the host fails. Nor are they while forward-mode
+    differentiation runs: a tangent would not follow through a buffer.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    if peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
     return PLAIN_TYPES.issuperset(map(type, tensors)) and {t.layout for t in tensors} <= {
         torch.strided
