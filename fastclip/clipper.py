@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from .backends.base import (
     Backend,
     NonFiniteError,
     PreparedParameters,
-    UnsupportedError,
     nonfinite_message,
 )
 from .clip_grad import label_of
@@ -129,13 +128,15 @@ class GradClipper:
         prepared = self._prepared.get(backend.name)
         if prepared is None:
             prepared = self._prepared[backend.name] = backend.prepare(self._parameters)
-        # Set before the call: a call that raises for a non-finite norm has seen the norms.
-        previous, self._last = self._last, prepared
         try:
-            return prepared.clip_grad_norm_(self._max_norm, self.norm_type, self.error_if_nonfinite)
-        except UnsupportedError:
-            self._last = previous
+            total_norm = prepared.clip_grad_norm_(
+                self._max_norm, self.norm_type, self.error_if_nonfinite
+            )
+        except NonFiniteError:
+            self._last = prepared  # it has seen the norms, and they say which one was not finite
             raise
+        self._last = prepared
+        return total_norm
 
     def _forget(self) -> None:
         self._prepared: dict[str, PreparedParameters] = {}
@@ -158,9 +159,7 @@ class GradClipper:
         )
 
 
-@torch.compiler.disable
-def _clip_outside_graph(clipper: GradClipper) -> Tensor:
-    return clipper._clip()
+_clip_outside_graph: Callable[[GradClipper], Tensor] = torch.compiler.disable(GradClipper._clip)
 
 
 def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:
@@ -174,10 +173,24 @@ def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:
     names: list[str] = []
     tensors: list[Tensor] = []
     for position, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
-        name, tensor = item if isinstance(item, tuple) else (str(position), item)
-        if not isinstance(tensor, Tensor) and not hasattr(tensor, "grad"):
-            kind = type(tensor).__name__
-            raise TypeError(f"GradClipper: entry {position} must be a tensor (got {kind})")
+        pair = item if isinstance(item, tuple) else (str(position), item)
+        if len(pair) != 2 or not isinstance(pair[0], str) or not _is_parameter(pair[1]):
+            raise TypeError(
+                f"GradClipper: entry {position} must be a tensor or a (name, tensor) pair "
+                f"(got {_kind(item)})"
+            )
+        name, tensor = pair
         names.append(name)
         tensors.append(tensor)
     return names, tensors
+
+
+def _is_parameter(value: object) -> bool:
+    # hasattr alone would read the `.grad` of a tensor that is no leaf, which warns.
+    return isinstance(value, Tensor) or hasattr(value, "grad")
+
+
+def _kind(item: object) -> str:
+    if isinstance(item, tuple):
+        return f"({', '.join(type(value).__name__ for value in item)})"
+    return type(item).__name__

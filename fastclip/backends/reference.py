@@ -15,6 +15,7 @@ from .checks import check_foreach as check_foreach
 from .checks import check_writable as check_writable
 from .checks import identity as identity
 from .checks import unique_gradients as unique_gradients
+from .sharded import whole as whole
 
 EPS = 1e-6
 """Added to the norm before it divides, as in torch."""
@@ -251,8 +252,7 @@ def _check_dtypes(tensors: Sequence[Tensor]) -> None:
 
 
 def _as_scalar(clip_coef: Tensor, foreach: bool | None) -> Tensor:
-    if sharded.is_dtensor(clip_coef):
-        clip_coef = clip_coef.full_tensor()
+    clip_coef = whole(clip_coef)
     if clip_coef.dim() == 0:
         return clip_coef
     if foreach is False and clip_coef.numel() == 1:

@@ -90,6 +90,7 @@ class ReferenceParameters:
         """Clip with the norms of single gradients, kept for ``parameter_norms``."""
         grads = [p.grad for p in self._parameters]
         unique = reference.unique_gradients([grad for grad in grads if grad is not None])
+        reference.check_writable(unique)
         norms = reference.tensor_norms(unique, norm_type, dtype=torch.float64)
         total_norm = reference.merge_norms(unique, norms, norm_type)
         self._norms = _spread(grads, unique, norms, total_norm)
@@ -102,7 +103,7 @@ class ReferenceParameters:
     def parameter_norms(self) -> Tensor:
         """Return the last call's norm per parameter, shape (number of parameters,)."""
         if self._norms is None:
-            raise RuntimeError("parameter_norms needs a clip first")
+            raise RuntimeError("GradClipper: parameter_norms needs a call of clip_() first")
         return self._norms.clone()
 
 
@@ -113,7 +114,10 @@ def _spread(
     total_norm: Tensor,
 ) -> Tensor:
     """Give every parameter the norm of its gradient: shared gradients repeat, None gives 0."""
-    norm_of = {reference.identity(grad): norm for grad, norm in zip(unique, norms, strict=True)}
+    norm_of = {
+        reference.identity(grad): reference.whole(norm)
+        for grad, norm in zip(unique, norms, strict=True)
+    }
     nothing = torch.zeros((), dtype=total_norm.dtype, device=total_norm.device)
     spread = [
         nothing if grad is None else norm_of[reference.identity(grad)].to(nothing) for grad in grads

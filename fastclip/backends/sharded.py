@@ -73,6 +73,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return a DTensor as one plain tensor, and any other tensor as it is."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
 def by_sharding(tensors: Sequence[Tensor]) -> list[Shards]:
     """Group the DTensors among ``tensors`` by their mesh and the dimensions they are sharded over.
 
