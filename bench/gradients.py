@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from shapes import Case
+from shapes import Case, Shape
 from torch import Tensor
 
 DTYPES: dict[str, torch.dtype] = {
@@ -50,24 +50,23 @@ class Gradients:
         """Fill the gradients with N(0, 0.01**2); the parameters' own memory is never touched."""
         self.case = case
         self.dtype = DTYPES[dtype]
-        self.parameters: list[Tensor] = []
-        self.saved: list[Tensor] = []
-        self.grads: list[Tensor] = []
-        for grad in self._filled(case):
-            parameter = torch.nn.Parameter(torch.empty_like(grad))
+        self.parameters: list[Tensor] = [
+            torch.nn.Parameter(torch.empty(shape, dtype=self.dtype)) for shape in case.shapes
+        ]
+        # In memory as training leaves them: parameters first, then gradients, the last one first.
+        self.grads = list(self._filled(case.shapes[::-1]))[::-1]
+        for parameter, grad in zip(self.parameters, self.grads, strict=True):
             parameter.grad = grad
-            self.parameters.append(parameter)
-            self.grads.append(grad)
-            self.saved.append(grad.clone())
+        self.saved = [grad.clone() for grad in self.grads]
         self.n_bytes = sum(grad.nbytes for grad in self.grads)
         self.norm = float64_norm(self.saved)
 
-    def _filled(self, case: Case) -> Iterator[Tensor]:
+    def _filled(self, shapes: Sequence[Shape]) -> Iterator[Tensor]:
         # Drawing every element anew would take longer than all the timing.
         generator = torch.Generator().manual_seed(20)
         pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE).to(self.dtype)
         at = 0
-        for shape in case.shapes:
+        for shape in shapes:
             # The gradient itself is no view: a view shares its storage with the tensor under it,
             # which is not what autograd leaves behind.
             grad = torch.empty(shape, dtype=self.dtype)

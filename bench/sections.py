@@ -117,7 +117,6 @@ def zeros(bench: Bench) -> list[Finding]:
     for name, dtype in DTYPES.items():
         shapes = ((n_elements // 16,),) * 16
         calls: dict[str, Callable[[], object]] = {
-            # Zeros that are written: torch.zeros may map every page to the same one.
             "zeros": _list_call(_parameters(shapes, dtype, 0.0), backend),
             "others": _list_call(_parameters(shapes, dtype, 1.0), backend),
         }
@@ -242,12 +241,11 @@ def _parameters(
     shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, scale: float
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(21)
-    parameters: list[Tensor] = []
-    for shape in shapes:
-        parameter = torch.nn.Parameter(torch.empty(shape, dtype=dtype))
-        values = torch.randn(shape, generator=generator)
+    parameters: list[Tensor] = [torch.nn.Parameter(torch.empty(s, dtype=dtype)) for s in shapes]
+    for parameter in parameters:
+        # Written also where they are zeros: torch.zeros may map every page to the same one.
+        values = torch.randn(parameter.shape, generator=generator)
         parameter.grad = values.mul_(scale).to(dtype)
-        parameters.append(parameter)
     return parameters
 
 

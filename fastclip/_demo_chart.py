@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -25,7 +26,8 @@ def write_chart(path: Path, runs: Runs, where: str) -> None:
     figure = Figure(figsize=(9, 9.6), dpi=120, layout="constrained")
     axes: Sequence[Axes] = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2.4, 1.8))
     figure.suptitle(
-        f"A small GPT trained with SGD, learning rate {LEARNING_RATE:g}, on {where}", fontsize=12
+        f"A small GPT trained with SGD at learning rate {LEARNING_RATE:g}, on {where}",
+        fontsize=12,
     )
     _draw_loss(axes[0], runs.unclipped, runs.stock, runs.ours)
     _draw_norm(axes[1], runs.unclipped, runs.stock, runs.ours)
@@ -69,23 +71,24 @@ def _fate(unclipped: Run) -> str:
 def _draw_norm(axis: Axes, unclipped: Run, stock: Run, ours: Run) -> None:
     axis.axhline(MAX_NORM, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.annotate(
-        f"max_norm {MAX_NORM:g}", (1, MAX_NORM), (-4, -12), textcoords="offset points",
+        f"max_norm {MAX_NORM:g}", (1, MAX_NORM), (-4, 3), textcoords="offset points",
         xycoords=("axes fraction", "data"), ha="right", color=GREY, fontsize=9,
     )  # fmt: skip
     axis.plot(_finite(unclipped.norm), color=RED, linewidth=1.6)
     _draw_pair(axis, _finite(stock.norm), _finite(ours.norm), (None, None))
     axis.set_yscale("log")
+    axis.set_ylim(bottom=MAX_NORM / 3)
     axis.set_ylabel("gradient norm before the clip")
 
 
 def _draw_difference(axis: Axes, stock: Run, ours: Run, yardstick: Run) -> None:
     for run, color, width in ((stock, ORANGE, 2.6), (ours, BLUE, 1.1)):
         pairs = zip(run.loss, yardstick.loss, strict=True)
-        # A log axis has no 0: steps without any difference leave a hole.
-        gaps = [abs(mine - theirs) or math.nan for mine, theirs in pairs]
-        axis.plot(_finite(gaps), color=color, linewidth=width)
+        largest = accumulate((abs(mine - theirs) for mine, theirs in pairs), max)
+        # A log axis has no 0: the line begins with the first difference.
+        axis.plot([gap or math.nan for gap in largest], color=color, linewidth=width)
     axis.set_yscale("log")
-    axis.set_ylabel("loss: distance from\nthe float64 clip")
+    axis.set_ylabel("loss: largest distance so\nfar from the float64 clip")
 
 
 def _draw_pair(

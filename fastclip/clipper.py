@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -159,7 +160,10 @@ class GradClipper:
         )
 
 
-_clip_outside_graph: Callable[[GradClipper], Tensor] = torch.compiler.disable(GradClipper._clip)
+# A cast: torch.compiler.disable is not annotated, and what pyright infers for it does not fit.
+_clip_outside_graph = cast(
+    "Callable[[GradClipper], Tensor]", torch.compiler.disable(GradClipper._clip)
+)
 
 
 def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:

@@ -90,12 +90,12 @@ def check_writable(grads: Sequence[Tensor]) -> None:
     if torch.compiler.is_compiling():
         return
     if not torch.is_inference_mode_enabled():
-        for grad in filter(Tensor.is_inference, grads):
-            grad.mul_(1)  # raises; by 1, because torch notices only after it has written
+        for frozen in filter(Tensor.is_inference, grads):
+            frozen.mul_(1)  # raises; by 1, because torch notices only after it has written
     if are_plain(grads) and all(map(Tensor.is_contiguous, grads)):
         return
-    for grad in filter(_is_expanded, grads):
-        grad.mul_(1)  # raises before it writes
+    for expanded in filter(_is_expanded, grads):
+        expanded.mul_(1)  # raises before it writes
 
 
 def _is_expanded(grad: Tensor) -> bool:
@@ -118,7 +118,7 @@ def check_foreach(grads: Sequence[Tensor], foreach: bool | None) -> None:
     """
     if not foreach:
         return
-    for device in {grad.device.type: grad.device for grad in grads}.values():
+    for device in {grad.device for grad in grads}:
         if not _device_has_foreach_support(device):
             raise RuntimeError(
                 f"foreach=True was passed, but can't use the foreach API on {device.type} tensors"

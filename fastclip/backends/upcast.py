@@ -43,9 +43,8 @@ def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
     if not are_plain(tensors):
         return [tensor_norm(t, norm_type) for t in tensors]
     norms: list[Tensor] = []
-    for dtype in {t.dtype: None for t in tensors}:
-        group = [t for t in tensors if t.dtype == dtype]
-        device = group[0].device
+    device = tensors[0].device
+    for dtype, group in by_dtype(tensors).items():
         if device.type == "cpu" and dtype in _CPU_DTYPES:
             norms.extend(_cpu_norm(part, norm_type) for part in _cpu_parts(group, norm_type))
         elif dtype.is_floating_point and _device_has_foreach_support(device):
@@ -55,6 +54,14 @@ def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
         else:
             norms.extend(tensor_norm(t, norm_type) for t in group)
     return norms
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> dict[torch.dtype, Sequence[Tensor]]:
+    """Group tensors by dtype, in order."""
+    dtypes = dict.fromkeys([t.dtype for t in tensors])
+    if len(dtypes) == 1:
+        return dict.fromkeys(dtypes, tensors)
+    return {dtype: [t for t in tensors if t.dtype == dtype] for dtype in dtypes}
 
 
 def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
@@ -160,32 +167,31 @@ def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
 
     All have one dtype. A part may be gone once the next one is asked for.
     """
-    is_wide = tensors[0].dtype == torch.float64
-    total_size = sum(t.numel() for t in tensors)
-    buffer_size = 0 if is_wide or norm_type == math.inf else min(total_size, CPU_SLICE_SIZE)
-    buffer = torch.empty(buffer_size, dtype=torch.float64)
+    if norm_type == math.inf or tensors[0].dtype == torch.float64:
+        yield from _cpu_batches(tensors)
+        return
+    buffer = torch.empty(0, dtype=torch.float64)
     for part in _cpu_batches(tensors):
-        if buffer_size == 0:
-            yield part
-        else:
-            wide = buffer[: part.numel()]
-            wide.view(part.shape).copy_(part)
-            yield wide
+        size = part.numel()
+        if buffer.numel() < size:
+            buffer = torch.empty(size, dtype=torch.float64)
+        wide = buffer[:size]
+        wide.view(part.shape).copy_(part)
+        yield wide
 
 
 def _cpu_batches(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield the elements of ``tensors``: small ones gathered, large ones as views."""
-    batch: list[Tensor] = []
-    batch_size = 0
-    for tensor in tensors:
-        size = tensor.numel()
+    start, batch_size = 0, 0
+    for position, size in enumerate(map(Tensor.numel, tensors)):
+        if size >= GATHERED_SIZE or batch_size + size > CPU_SLICE_SIZE:
+            if position > start:
+                yield _flatten_dense_tensors(tensors[start:position])
+            start, batch_size = position, 0
         if size >= GATHERED_SIZE:
-            yield from slices_of(tensor, CPU_SLICE_SIZE)
-            continue
-        if batch_size + size > CPU_SLICE_SIZE:
-            yield _flatten_dense_tensors(batch)
-            batch, batch_size = [], 0
-        batch.append(tensor)
-        batch_size += size
-    if batch:
-        yield _flatten_dense_tensors(batch)
+            yield from slices_of(tensors[position], CPU_SLICE_SIZE)
+            start = position + 1
+        else:
+            batch_size += size
+    if len(tensors) > start:
+        yield _flatten_dense_tensors(tensors[start:])
