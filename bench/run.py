@@ -24,6 +24,8 @@ from shapes import CASES
 from streams import Streams
 from timing import DEFAULT_EFFORT, QUICK_EFFORT
 
+import fastclip
+
 # As large as memory allows beside the largest case, its saved copy and its parameters; larger
 # gradients are compared with the speed of this many bytes.
 LARGEST_BUFFER = 1 << 30
@@ -47,7 +49,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the ratios (matplotlib)")
     parser.add_argument("--quick", action="store_true", help="few repetitions, small cases")
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
-    parser.add_argument("--backend", help="fastclip's backend= argument")
+    parser.add_argument(
+        "--backend", choices=fastclip.backend_report(), help="default: what fastclip chooses"
+    )
     options = parser.parse_args(arguments)
     if options.cases is None:
         options.cases = list(QUICK_CASES if options.quick else CASES)

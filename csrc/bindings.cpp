@@ -30,7 +30,14 @@ void translate_exception(std::exception_ptr pointer) {
 // A `.grad` may be a property that runs Python code, so the list is indexed afresh at each step.
 template <typename Add>
 void for_each_object(const py::list& objects, Add add) {
+  const auto tensor_at = [&](size_t i) -> c10::TensorImpl* {
+    if (static_cast<Py_ssize_t>(i) >= PyList_GET_SIZE(objects.ptr())) return nullptr;
+    PyObject* const object = PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i));
+    const bool is_plain = THPVariable_CheckTypeExact(Py_TYPE(object));
+    return is_plain ? THPVariable_Unpack(object).unsafeGetTensorImpl() : nullptr;
+  };
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) {
+    prefetch_ahead(static_cast<size_t>(i), tensor_at);
     const auto object = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(objects.ptr(), i));
     add(object.ptr());
   }
@@ -220,18 +227,24 @@ class ParameterList {
   // One norm per parameter, 0 where `.grad` was None; made on demand from the last clip's sums.
   at::Tensor parameter_norms() const {
     TORCH_CHECK(last_ != nullptr, "GradClipper: parameter_norms needs a call of clip_() first");
-    const auto type = last_->reduction.is_float64 ? at::kDouble : at::kFloat;
-    const auto size = static_cast<int64_t>(last_->entry_of_source.size());
-    at::Tensor norms = at::zeros({size}, at::device(at::kCPU).dtype(at::kDouble));
-    double* const values = norms.mutable_data_ptr<double>();
-    for (int64_t i = 0; i < size; ++i) {
-      const int32_t entry = last_->entry_of_source[i];
-      if (entry >= 0) values[i] = last_->reduction.norm.root(last_->reduction.combined[entry]);
-    }
-    return norms.to(type);
+    return last_->reduction.is_float64 ? last_norms<double>(at::kDouble)
+                                       : last_norms<float>(at::kFloat);
   }
 
  private:
+  template <typename T>
+  at::Tensor last_norms(at::ScalarType type) const {
+    const auto size = static_cast<int64_t>(last_->entry_of_source.size());
+    at::Tensor norms = at::empty({size}, at::device(at::kCPU).dtype(type));
+    T* const values = norms.mutable_data_ptr<T>();
+    const Reduction& reduction = last_->reduction;
+    for (int64_t i = 0; i < size; ++i) {
+      const int32_t entry = last_->entry_of_source[i];
+      values[i] = entry < 0 ? T(0) : static_cast<T>(reduction.norm.root(reduction.combined[entry]));
+    }
+    return norms;
+  }
+
   struct Source {
     at::Tensor tensor;  // undefined when `.grad` must be read through Python
     py::object object;
@@ -243,7 +256,12 @@ class ParameterList {
 
   Gradients collect() const {
     Collector collector(sources_.size(), true);
-    for (const Source& source : sources_) {
+    const auto tensor_at = [this](size_t i) {
+      return i < sources_.size() ? sources_[i].tensor.unsafeGetTensorImpl() : nullptr;
+    };
+    for (size_t i = 0; i < sources_.size(); ++i) {
+      prefetch_ahead(i, tensor_at);
+      const Source& source = sources_[i];
       if (source.tensor.defined()) {
         collector.add_parameter(source.tensor);
       } else {

@@ -37,7 +37,7 @@ def write_chart(path: Path, runs: Runs, where: str) -> None:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     axes[2].set_xlabel("step")
-    axes[2].set_xlim(0, len(runs.ours.loss) - 1)
+    axes[2].set_xlim(0, max(1, len(runs.ours.loss) - 1))
     figure.savefig(path, format="png")
 
 
@@ -84,10 +84,17 @@ def _draw_norm(axis: Axes, unclipped: Run, stock: Run, ours: Run) -> None:
 def _draw_difference(axis: Axes, stock: Run, ours: Run, yardstick: Run) -> None:
     for run, color, width in ((stock, ORANGE, 2.6), (ours, BLUE, 1.1)):
         pairs = zip(run.loss, yardstick.loss, strict=True)
-        largest = accumulate((abs(mine - theirs) for mine, theirs in pairs), max)
+        so_far = accumulate((abs(mine - theirs) for mine, theirs in pairs), max)
         # A log axis has no 0: the line begins with the first difference.
-        axis.plot([gap or math.nan for gap in largest], color=color, linewidth=width)
+        axis.plot(
+            [gap or math.nan for gap in so_far],
+            color=color,
+            linewidth=width,
+            drawstyle="steps-post",
+        )
     axis.set_yscale("log")
+    differences = [run.largest_loss_difference(yardstick) for run in (stock, ours)]
+    axis.set_ylim(1e-7, 3 * max([1e-5, *(d for d in differences if math.isfinite(d))]))
     axis.set_ylabel("loss: largest distance so\nfar from the float64 clip")
 
 

@@ -160,9 +160,10 @@ class GradClipper:
         )
 
 
-# A cast: torch.compiler.disable is not annotated, and what pyright infers for it does not fit.
+# Not torch.compiler.disable, which imports torch._dynamo, for more than a second, when it is called.
+# The cast is for missing annotations.
 _clip_outside_graph = cast(
-    "Callable[[GradClipper], Tensor]", torch.compiler.disable(GradClipper._clip)
+    "Callable[[GradClipper], Tensor]", torch._disable_dynamo(GradClipper._clip)
 )
 
 

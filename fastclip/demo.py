@@ -63,18 +63,12 @@ def run_demo(options: DemoOptions) -> int:
 
     Returns:
         The exit status: 0 if training without clipping failed and both clipped runs learned, 1 if
-        not, 2 if a package or the device is missing.
+        not, 2 if a package, the device or an output's folder is missing.
     """
-    missing = missing_packages()
-    if missing:
-        _say(f"demo: needs {' and '.join(missing)}: pip install torch-fastclip[demo]")
-        return 2
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it is built for CUDA
-        reason = str(error).splitlines()[0]
-        _say(f"demo: device must be one that this torch can use (got {name!r}: {reason})")
+    obstacle = _obstacle(options, name)
+    if obstacle is not None:
+        _say(f"demo: {obstacle}")
         return 2
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -88,6 +82,22 @@ def run_demo(options: DemoOptions) -> int:
     for problem in found:
         _say(f"demo: {problem}")
     return 1 if found else 0
+
+
+def _obstacle(options: DemoOptions, device: str) -> str | None:
+    """Say what stands in the way before any time is spent on training, or None."""
+    missing = missing_packages()
+    if missing:
+        return f"needs {' and '.join(missing)}: pip install torch-fastclip[demo]"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it is built for CUDA
+        reason = str(error).splitlines()[0]
+        return f"device must be one that this torch can use (got {device!r}: {reason})"
+    for path in (options.chart, options.record):
+        if path is not None and not path.parent.is_dir():
+            return f"the folder of {path} must exist"
+    return None
 
 
 def missing_packages() -> list[str]:

@@ -135,3 +135,11 @@ def test_unusable_device_is_said(device: str, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith(f"demo: device must be one that this torch can use (got '{device}'")
+
+
+def test_missing_folder_is_said_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nowhere" / "demo.png"
+    assert main(["demo", "--device", "cpu", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"demo: the folder of {out} must exist"]

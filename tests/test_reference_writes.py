@@ -11,7 +11,7 @@ import pytest
 import torch
 from samples import FLOAT_DTYPES, awkward_gradients, gradient, sparse_gradient, versions
 
-from fastclip.backends import reference, upcast
+from fastclip.backends import reference, scaling
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_scale_rounds_each_product_once(
 def test_upcast_scale_of_other_devices_agrees_with_the_cpus(dtype: torch.dtype) -> None:
     grads = awkward_gradients(dtype)
     expected = [oracle.scaled(grad, 0.123456789) for grad in grads]
-    upcast.scale_rounded_once_(grads, torch.tensor(0.123456789))
+    scaling.scale_rounded_once_(grads, torch.tensor(0.123456789))
     for grad, values in zip(grads, expected, strict=True):
         assert oracle.equal(grad, values)
 

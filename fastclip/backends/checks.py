@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._foreach_utils import _device_has_foreach_support
+
+Key = TypeVar("Key", torch.device, torch.dtype)
 
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 """Types without behaviour of their own; any other type may redefine every operation."""
@@ -27,6 +30,17 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
         return False
     return PLAIN_TYPES.issuperset(map(type, tensors)) and {t.layout for t in tensors} <= {
         torch.strided
+    }
+
+
+def grouped(tensors: Sequence[Tensor], keys: Sequence[Key]) -> dict[Key, Sequence[Tensor]]:
+    """Group tensors by their keys, both in order of appearance."""
+    distinct = dict.fromkeys(keys)
+    if len(distinct) == 1:
+        return {keys[0]: tensors}
+    return {
+        wanted: [t for t, key in zip(tensors, keys, strict=True) if key == wanted]
+        for wanted in distinct
     }
 
 

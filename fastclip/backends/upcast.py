@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.utils._foreach_utils import _device_has_foreach_support
 
-from .checks import are_plain
+from .checks import are_plain, grouped
 
 MAX_SLICE_SIZE = 2**24
 """Elements converted at once at most: 128 MB of float64, 256 MB of complex128."""
@@ -44,7 +44,7 @@ def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
         return [tensor_norm(t, norm_type) for t in tensors]
     norms: list[Tensor] = []
     device = tensors[0].device
-    for dtype, group in by_dtype(tensors).items():
+    for dtype, group in grouped(tensors, [t.dtype for t in tensors]).items():
         if device.type == "cpu" and dtype in _CPU_DTYPES:
             norms.extend(_cpu_norm(part, norm_type) for part in _cpu_parts(group, norm_type))
         elif dtype.is_floating_point and _device_has_foreach_support(device):
@@ -54,14 +54,6 @@ def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
         else:
             norms.extend(tensor_norm(t, norm_type) for t in group)
     return norms
-
-
-def by_dtype(tensors: Sequence[Tensor]) -> dict[torch.dtype, Sequence[Tensor]]:
-    """Group tensors by dtype, in order."""
-    dtypes = dict.fromkeys([t.dtype for t in tensors])
-    if len(dtypes) == 1:
-        return dict.fromkeys(dtypes, tensors)
-    return {dtype: [t for t in tensors if t.dtype == dtype] for dtype in dtypes}
 
 
 def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
@@ -124,20 +116,6 @@ def slices_of(tensor: Tensor, size: int) -> Iterator[Tensor]:
             yield from slices_of(row, size)
     else:
         yield from ordered.split(size // row_size)
-
-
-def scale_rounded_once_(tensors: Sequence[Tensor], clip_coef: Tensor) -> None:
-    """Multiply 16-bit tensors in place by a float32 coefficient, rounding each product once.
-
-    Devices other than the CPU would round the coefficient itself to 16 bits.
-
-    Args:
-        tensors: 16-bit tensors, all on the device of ``clip_coef``.
-        clip_coef: 0-dim float32 tensor.
-    """
-    for tensor in tensors:
-        for piece in slices_of(tensor, MAX_SLICE_SIZE):
-            piece.copy_(piece.to(torch.float32) * clip_coef)
 
 
 def _norm(piece: Tensor, norm_type: float, real: torch.dtype) -> Tensor:
