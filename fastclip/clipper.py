@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from .backends import check_backend, dispatch
 from .backends.base import (
@@ -160,11 +161,8 @@ class GradClipper:
         )
 
 
-# Not torch.compiler.disable, which imports torch._dynamo, for more than a second, when it is called.
-# The cast is for missing annotations.
-_clip_outside_graph = cast(
-    "Callable[[GradClipper], Tensor]", torch._disable_dynamo(GradClipper._clip)
-)
+# torch.compiler.disable would import torch._dynamo, which takes more than a second.
+_clip_outside_graph = cast("Callable[[GradClipper], Tensor]", _disable_dynamo(GradClipper._clip))
 
 
 def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:
