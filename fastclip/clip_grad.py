@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import deprecated
 
-from .backends import REFERENCE, dispatch
+from .backends import REFERENCE, check_backend, dispatch
 from .backends.base import NonFiniteError, nonfinite_message
 
 Parameters = Tensor | Iterable[Tensor]
@@ -150,6 +150,9 @@ def clip_grads_with_norm_(
     limit = _as_limit(max_norm)
     if torch.compiler.is_compiling():
         return REFERENCE.clip_grads_with_norm_(sources, limit, total_norm, foreach)
+    if backend is not None and not (isinstance(total_norm, Tensor) and total_norm.dim() == 0):
+        check_backend("clip_grads_with_norm_", backend, foreach)
+        backend = REFERENCE.name  # raises torch's own error for it
     return dispatch(
         "clip_grads_with_norm_",
         backend,

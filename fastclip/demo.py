@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import fastclip
+
 from ._demo_model import draw_batches, load_text
 from ._demo_training import (
     LEARNING_RATE,
@@ -63,7 +65,7 @@ def run_demo(options: DemoOptions) -> int:
 
     Returns:
         The exit status: 0 if training without clipping failed and both clipped runs learned, 1 if
-        not, 2 if a package, the device or an output's folder is missing.
+        not, 2 if something stands in the way (a package, the device, a folder, a setting).
     """
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     obstacle = _obstacle(options, name)
@@ -94,6 +96,10 @@ def _obstacle(options: DemoOptions, device: str) -> str | None:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it is built for CUDA
         reason = str(error).splitlines()[0]
         return f"device must be one that this torch can use (got {device!r}: {reason})"
+    try:
+        fastclip.backend_report()
+    except ValueError as error:  # a setting in the environment that no clip accepts
+        return str(error)
     for path in (options.chart, options.record):
         if path is not None and not path.parent.is_dir():
             return f"the folder of {path} must exist"

@@ -135,7 +135,7 @@ def describe(diagnosis: Diagnosis) -> list[str]:
         _line("instruction set", diagnosis["instruction_set"] or "none"),
         *_column("openmp", diagnosis["openmp"] or ["none found"]),
         "",
-        "backends",
+        "backends" if diagnosis["backends"] else "backends: not examined",
     ]
     for name, reasons in diagnosis["backends"].items():
         lines += _column(f"  {name}", [f"cannot run: {reason}" for reason in reasons] or ["ready"])

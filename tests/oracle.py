@@ -78,6 +78,8 @@ def is_norm(actual: float, expected: float, dtype: torch.dtype) -> bool:
     """Say whether a norm stored in ``dtype`` is the ``expected`` one, within TOLERANCE."""
     if math.isnan(expected):
         return math.isnan(actual)
+    if actual == expected:
+        return True
     if expected > LARGEST[dtype] * (1 + TOLERANCE[dtype]):
         return actual == math.inf
     return abs(actual - expected) <= max(TOLERANCE[dtype] * expected, SMALLEST[dtype])

@@ -226,6 +226,9 @@ def test_unknown_instruction_set_is_said_in_words(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["ok"] is False
     assert len(told["problems"]) == 1
+    demo = run_program("demo", cwd=tmp_path, environment={"FASTCLIP_ISA": "nonsense"})
+    assert demo.returncode == 2
+    assert demo.stderr.splitlines() == [f"demo: {told['problems'][0]}"]
 
 
 def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,10 +43,14 @@ def scale_(grads: Sequence[Tensor], clip_coef: Tensor, *, foreach: bool | None =
             # Raises torch's own error for what it cannot scale, while nothing is written.
             torch.empty(0, dtype=dtype, device=device).mul_(clip_coef.to(device))
     for device, dtype, group in groups:
-        if is_plain or are_plain([*group, clip_coef]):
-            _scale_plain_(group, clip_coef.to(device), dtype, foreach)
+        coef = clip_coef.to(device)
+        if dtype not in (torch.float64, torch.complex128):
+            # torch would promote the product of a 0-dim float32 gradient, and of no other.
+            coef = coef.to(torch.float32)
+        if is_plain or are_plain([*group, coef]):
+            _scale_plain_(group, coef, dtype, foreach)
         else:
-            _scale_one_by_one_(group, clip_coef.to(device), dtype)
+            _scale_one_by_one_(group, coef, dtype)
     _bump_wrappers(grads, targets)
 
 
@@ -142,7 +146,7 @@ def _scale_plain_(
 def _scale_one_by_one_(group: Sequence[Tensor], clip_coef: Tensor, dtype: torch.dtype) -> None:
     """Scale tensors of any kind, of one device and dtype."""
     if dtype in _SIXTEEN_BIT and not (clip_coef.is_cpu and not torch.compiler.is_compiling()):
-        scale_rounded_once_(group, clip_coef.to(torch.float32))
+        scale_rounded_once_(group, clip_coef)
         return
     for grad in group:
         grad.mul_(clip_coef)
