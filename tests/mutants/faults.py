@@ -113,7 +113,9 @@ FAULTS = (
         KERNELS,
         "memcpy(tail, p, rest * kSize);",
         "memcpy(tail, p, sizeof(tail));",
-        ("test_native_memory.py::test_the_neighbours_of_every_gradient_are_unchanged_and_uncounted",),
+        (
+            "test_native_memory.py::test_the_neighbours_of_every_gradient_are_unchanged_and_uncounted",
+        ),
     ),
     Fault(
         "a scale's tail is one element short",
@@ -127,7 +129,9 @@ FAULTS = (
         KERNELS,
         "memcpy(to + at, tail, bytes - at);",
         "memcpy(to + at, tail, sizeof(tail));",
-        ("test_native_memory.py::test_the_neighbours_of_every_gradient_are_unchanged_and_uncounted",),
+        (
+            "test_native_memory.py::test_the_neighbours_of_every_gradient_are_unchanged_and_uncounted",
+        ),
     ),
     Fault(
         "a reduction starts at an aligned address",
