@@ -13,8 +13,15 @@ from build_support.torch_on_disk import TorchOnDisk
 
 DEFAULT_FLAGS = ("-O3", "-g0", "-Wall", "-Wextra")
 # After the user's flags. Contraction would change the bits from one instruction set to the next,
-# and a visible symbol could be bound to another library's.
-FIXED_FLAGS = ("-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fvisibility-inlines-hidden")
+# errno keeps a loop over square roots scalar, and a visible symbol could be bound to another
+# library's.
+FIXED_FLAGS = (
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+)
 # torch 2.13's headers ask for C++20 and 2.10's compile as it; the kernels need no more than 17.
 BINDING_STANDARD = "-std=c++20"
 KERNEL_STANDARD = "-std=c++17"

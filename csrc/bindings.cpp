@@ -238,9 +238,16 @@ class ParameterList {
     at::Tensor norms = at::empty({size}, at::device(at::kCPU).dtype(type));
     T* const values = norms.mutable_data_ptr<T>();
     const Reduction& reduction = last_->reduction;
+    const auto entries = static_cast<int64_t>(reduction.combined.size());
+    if (entries == size) {  // every parameter has a gradient of its own, in order
+      reduction.norm.roots(reduction.combined.data(), size, values);
+      return norms;
+    }
+    std::vector<T> roots(entries);
+    reduction.norm.roots(reduction.combined.data(), entries, roots.data());
     for (int64_t i = 0; i < size; ++i) {
       const int32_t entry = last_->entry_of_source[i];
-      values[i] = entry < 0 ? T(0) : static_cast<T>(reduction.norm.root(reduction.combined[entry]));
+      values[i] = entry < 0 ? T(0) : roots[entry];
     }
     return norms;
   }

@@ -65,10 +65,19 @@ def test_the_value_of_a_max_norm_tensor_is_read_at_each_call(backend: str | None
         (None, "must be an iterable of tensors or of (name, tensor) pairs"),
         (3, "must be an iterable of tensors or of (name, tensor) pairs"),
         (torch.nn.Linear(2, 2), "got Linear"),
-        ([torch.zeros(3), 3], "GradClipper: entry 1 must be a tensor (got int)"),
-        ([("w", 3)], "GradClipper: entry 0 must be a tensor (got int)"),
-        ("abc", "GradClipper: entry 0 must be a tensor (got str)"),
-        ([{"params": []}], "GradClipper: entry 0 must be a tensor (got dict)"),
+        (
+            [torch.zeros(3), 3],
+            "GradClipper: entry 1 must be a tensor or a (name, tensor) pair (got int)",
+        ),
+        (
+            [("w", 3)],
+            "GradClipper: entry 0 must be a tensor or a (name, tensor) pair (got (str, int))",
+        ),
+        ("abc", "GradClipper: entry 0 must be a tensor or a (name, tensor) pair (got str)"),
+        (
+            [{"params": []}],
+            "GradClipper: entry 0 must be a tensor or a (name, tensor) pair (got dict)",
+        ),
         ([("w", torch.zeros(3), 1)], "GradClipper: entry 0 must be"),
         ([("w",)], "GradClipper: entry 0 must be"),
         ([(torch.zeros(3), torch.zeros(3))], "GradClipper: entry 0 must be"),

@@ -94,15 +94,30 @@ def test_scale_of_every_kind_of_tensor(kind: str) -> None:
     assert oracle.equal(plain, before / 4)
 
 
-def test_large_tensor_with_permuted_gaps_is_sliced_right() -> None:
-    base = gradient((6, 70, 50, 40), torch.float32)
-    grad = base.permute(2, 0, 3, 1)[:, 1:, ::2]
-    assert grad.numel() > upcast.CPU_SLICE_SIZE
-    pieces = list(upcast.slices_of(grad, 1000))
-    assert max(piece.numel() for piece in pieces) <= 1000
-    together = torch.cat([piece.reshape(-1) for piece in pieces])
-    torch.testing.assert_close(together.sort().values, grad.reshape(-1).sort().values)
-    assert_norm(reference.total_norm([grad], 2.0), [grad], 2.0)
+def test_slices_cover_a_tensor_with_permuted_gaps_once() -> None:
+    grad = gradient((6, 17, 12, 40), torch.float32).permute(2, 0, 3, 1)[:, 1:, ::2]
+    for size in (1, 7, 100, 1000, grad.numel()):
+        pieces = list(upcast.slices_of(grad, size))
+        assert max(piece.numel() for piece in pieces) <= size
+        together = torch.cat([piece.reshape(-1) for piece in pieces])
+        assert torch.equal(together.sort().values, grad.reshape(-1).sort().values)
+
+
+@pytest.mark.parametrize("norm_type", SUMMED_NORM_TYPES)
+@pytest.mark.parametrize("slice_size", (1, 40, 100, 1000))
+def test_every_way_of_slicing_gives_the_norm(
+    monkeypatch: pytest.MonkeyPatch, slice_size: int, norm_type: float
+) -> None:
+    monkeypatch.setattr(upcast, "CPU_SLICE_SIZE", slice_size)
+    monkeypatch.setattr(upcast, "MAX_SLICE_SIZE", slice_size)
+    monkeypatch.setattr(upcast, "GATHERED_SIZE", 40)
+    sizes = (1, 39, 40, 41, 3, 99, 100, 101, 1, 1, 30, 30, 30, 30, 500, 7)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.complex64):
+        grads = [gradient(size, dtype, size) for size in sizes]
+        grads += [gradient((9, 10), dtype)[:, ::3], gradient((30, 41), dtype).t()]
+        assert_norm(reference.total_norm(grads, norm_type), grads, norm_type)
+        for norm, grad in zip(reference.tensor_norms(grads, norm_type), grads, strict=True):
+            assert_norm(norm, [grad], norm_type)
 
 
 def test_meta_tensors_stay_on_meta() -> None:

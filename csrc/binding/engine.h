@@ -108,6 +108,16 @@ class Norm {
     return std::pow(combined, 1.0 / norm_type_);
   }
 
+  // The roots of many values. Without a branch in it, the loop for p = 2 becomes vector code.
+  template <typename T>
+  void roots(const double* combined, int64_t size, T* results) const {
+    if (norm_type_ == 2) {
+      for (int64_t i = 0; i < size; ++i) results[i] = static_cast<T>(std::sqrt(combined[i]));
+    } else {
+      for (int64_t i = 0; i < size; ++i) results[i] = static_cast<T>(root(combined[i]));
+    }
+  }
+
  private:
   double norm_type_;
   bool wide_;

@@ -127,7 +127,9 @@ def _spread(
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Read every ``.grad`` once, leaving out those that are None."""
-    return [grad for p in parameters if (grad := p.grad) is not None]
+    # No `:=` in the comprehension: torch.compile cannot trace the variable that it makes.
+    grads = [p.grad for p in parameters]
+    return [grad for grad in grads if grad is not None]
 
 
 def check_finite(total_norm: Tensor, sources: Sequence[Tensor | None]) -> None:
