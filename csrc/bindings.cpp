@@ -27,14 +27,17 @@ void translate_exception(std::exception_ptr pointer) {
   }
 }
 
+c10::TensorImpl* plain_impl(PyObject* object) {
+  const bool is_plain = THPVariable_CheckTypeExact(Py_TYPE(object));
+  return is_plain ? THPVariable_Unpack(object).unsafeGetTensorImpl() : nullptr;
+}
+
 // A `.grad` may be a property that runs Python code, so the list is indexed afresh at each step.
 template <typename Add>
 void for_each_object(const py::list& objects, Add add) {
   const auto tensor_at = [&](size_t i) -> c10::TensorImpl* {
     if (static_cast<Py_ssize_t>(i) >= PyList_GET_SIZE(objects.ptr())) return nullptr;
-    PyObject* const object = PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i));
-    const bool is_plain = THPVariable_CheckTypeExact(Py_TYPE(object));
-    return is_plain ? THPVariable_Unpack(object).unsafeGetTensorImpl() : nullptr;
+    return plain_impl(PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i)));
   };
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) {
     prefetch_ahead(static_cast<size_t>(i), tensor_at);
@@ -207,11 +210,7 @@ class ParameterList {
  public:
   explicit ParameterList(const py::list& parameters) {
     for (const py::handle object : parameters) {
-      if (THPVariable_CheckTypeExact(Py_TYPE(object.ptr()))) {
-        sources_.push_back({THPVariable_Unpack(object.ptr()), {}});
-      } else {
-        sources_.push_back({{}, py::reinterpret_borrow<py::object>(object)});
-      }
+      sources_.push_back(py::reinterpret_borrow<py::object>(object));
     }
   }
 
@@ -222,6 +221,13 @@ class ParameterList {
         Last{reduce(gradients, norm_type, gradients.has_float64), gradients.entry_of_source});
     last_ = last;  // another thread may replace it while the GIL is released
     return clip(gradients, last->reduction, max_norm, error_if_nonfinite);
+  }
+
+  const std::vector<py::object>& sources() const { return sources_; }
+
+  void clear() {
+    const std::vector<py::object> dropped = std::move(sources_);
+    sources_.clear();
   }
 
   // One norm per parameter, 0 where `.grad` was None; made on demand from the last clip's sums.
@@ -252,10 +258,6 @@ class ParameterList {
     return norms;
   }
 
-  struct Source {
-    at::Tensor tensor;  // undefined when `.grad` must be read through Python
-    py::object object;
-  };
   struct Last {
     Reduction reduction;
     std::vector<int32_t> entry_of_source;
@@ -264,23 +266,42 @@ class ParameterList {
   Gradients collect() const {
     Collector collector(sources_.size(), true);
     const auto tensor_at = [this](size_t i) {
-      return i < sources_.size() ? sources_[i].tensor.unsafeGetTensorImpl() : nullptr;
+      return i < sources_.size() ? plain_impl(sources_[i].ptr()) : nullptr;
     };
     for (size_t i = 0; i < sources_.size(); ++i) {
       prefetch_ahead(i, tensor_at);
-      const Source& source = sources_[i];
-      if (source.tensor.defined()) {
-        collector.add_parameter(source.tensor);
-      } else {
-        collector.add_parameter(source.object.ptr());
-      }
+      collector.add_parameter(sources_[i].ptr());
     }
     return collector.finish_parameters();
   }
 
-  std::vector<Source> sources_;
+  // The Python objects, not their tensors: a module's conversion may swap the tensor of a
+  // parameter.
+  std::vector<py::object> sources_;
   std::shared_ptr<const Last> last_;
 };
+
+// Python's collector must see the parameters: one may refer back to its GradClipper.
+void let_cycles_be_found(PyHeapTypeObject* heap_type) {
+  PyTypeObject* const type = &heap_type->ht_type;
+  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+#if PY_VERSION_HEX >= 0x03090000
+    Py_VISIT(Py_TYPE(self));
+#endif
+    if (!py::detail::is_holder_constructed(self)) return 0;
+    for (const py::object& object : py::cast<ParameterList&>(py::handle(self)).sources()) {
+      Py_VISIT(object.ptr());
+    }
+    return 0;
+  };
+  type->tp_clear = [](PyObject* self) {
+    if (py::detail::is_holder_constructed(self)) {
+      py::cast<ParameterList&>(py::handle(self)).clear();
+    }
+    return 0;
+  };
+}
 
 std::vector<std::string> instruction_sets() {
   int size = 0;
@@ -312,7 +333,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("clip_value"));
   module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("coefficient"));
 
-  py::class_<ParameterList>(module, "ParameterList")
+  py::class_<ParameterList>(module, "ParameterList", py::custom_type_setup(&let_cycles_be_found))
       .def(py::init<const py::list&>(), py::arg("parameters"))
       .def("clip_grad_norm_", wrap_pybind_function(&ParameterList::clip_grad_norm_),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"))

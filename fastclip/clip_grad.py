@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import deprecated
 
-from .backends import REFERENCE, check_backend, dispatch
+from .backends import REFERENCE, check_backend, dispatch, is_traced
 from .backends.base import NonFiniteError, nonfinite_message
 
 Parameters = Tensor | Iterable[Tensor]
@@ -56,11 +56,12 @@ def clip_grad_norm_(
         ValueError: an argument is out of range.
     """
     sources = _as_list(parameters, warn_if_empty=True)
+    error_if_nonfinite = bool(error_if_nonfinite)
     p = float(norm_type)
     limit = _as_limit(max_norm)
-    if torch.compiler.is_compiling():
-        return REFERENCE.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach)
     try:
+        if is_traced("clip_grad_norm_", backend, foreach):
+            return REFERENCE.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach)
         return dispatch(
             "clip_grad_norm_",
             backend,
@@ -104,14 +105,15 @@ def get_total_norm(
         ValueError: ``dtype`` or another argument is out of range.
     """
     sources = _as_list(tensors)
+    error_if_nonfinite = bool(error_if_nonfinite)
     p = float(norm_type)
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(
             f"get_total_norm: dtype must be torch.float32, torch.float64 or None (got {dtype})"
         )
-    if torch.compiler.is_compiling():
-        return REFERENCE.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype)
     try:
+        if is_traced("get_total_norm", backend, foreach):
+            return REFERENCE.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype)
         return dispatch(
             "get_total_norm",
             backend,
@@ -148,7 +150,7 @@ def clip_grads_with_norm_(
     """
     sources = _as_list(parameters)
     limit = _as_limit(max_norm)
-    if torch.compiler.is_compiling():
+    if is_traced("clip_grads_with_norm_", backend, foreach):
         return REFERENCE.clip_grads_with_norm_(sources, limit, total_norm, foreach)
     if backend is not None and not (isinstance(total_norm, Tensor) and total_norm.dim() == 0):
         check_backend("clip_grads_with_norm_", backend, foreach)
@@ -186,7 +188,7 @@ def clip_grad_value_(
     """
     sources = _as_list(parameters)
     limit = float(clip_value)
-    if torch.compiler.is_compiling():
+    if is_traced("clip_grad_value_", backend, foreach):
         return REFERENCE.clip_grad_value_(sources, limit, foreach)
     return dispatch(
         "clip_grad_value_",
@@ -236,9 +238,11 @@ def _as_list(tensors: Parameters, warn_if_empty: bool = False) -> list[Tensor]:
 
 def _as_limit(max_norm: float | Tensor) -> float | Tensor:
     """Keep a 0-dim tensor on another device as it is, so that nothing synchronises with it."""
-    if isinstance(max_norm, Tensor) and max_norm.dim() == 0 and not max_norm.is_cpu:
+    if not isinstance(max_norm, Tensor):
+        return float(max_norm)
+    if max_norm.dim() == 0 and not max_norm.is_cpu:
         return max_norm
-    return float(max_norm)
+    return float(max_norm.detach())  # float() of a tensor that requires grad warns
 
 
 def labels_of(grads: Sequence[Tensor | None], positions: Sequence[int]) -> list[str]:

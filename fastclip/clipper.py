@@ -110,7 +110,7 @@ class GradClipper:
             return dispatch("GradClipper", self.backend, None, self._clip_with)
         except NonFiniteError as error:
             labels = [label_of(self.names[i], self._parameters[i].grad) for i in error.positions]
-            raise RuntimeError(nonfinite_message(self.norm_type, labels)) from None
+            raise RuntimeError(nonfinite_message(float(self.norm_type), labels)) from None
 
     @property
     def parameter_norms(self) -> Tensor:
@@ -132,7 +132,7 @@ class GradClipper:
             prepared = self._prepared[backend.name] = backend.prepare(self._parameters)
         try:
             total_norm = prepared.clip_grad_norm_(
-                self._max_norm, self.norm_type, self.error_if_nonfinite
+                self._max_norm, float(self.norm_type), bool(self.error_if_nonfinite)
             )
         except NonFiniteError:
             self._last = prepared  # it has seen the norms, and they say which one was not finite
@@ -167,7 +167,7 @@ _clip_outside_graph = cast("Callable[[GradClipper], Tensor]", _disable_dynamo(Gr
 
 def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:
     """Split (name, tensor) pairs; plain tensors are named by their position."""
-    if isinstance(parameters, torch.nn.Module) or not isinstance(parameters, Iterable):
+    if not isinstance(parameters, Iterable):
         kind = type(parameters).__name__
         raise TypeError(
             "GradClipper: parameters must be an iterable of tensors or of (name, tensor) pairs, "

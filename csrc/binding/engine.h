@@ -12,6 +12,10 @@
 #include <cmath>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "../launch.h"
 
 namespace fastclip {
@@ -47,6 +51,36 @@ inline std::vector<ChunkSpan> spans_of(const TensorList& list) {
   return spans;
 }
 
+// torch.set_flush_denormal sets a mode of single threads, and which thread takes a chunk is chance:
+// the bits would be, too. The mode is off while a thread works here.
+class KeepDenormals {
+ public:
+  KeepDenormals() : saved_(read()) { write(saved_ & ~kFlushes); }
+  ~KeepDenormals() { write(saved_); }
+  KeepDenormals(const KeepDenormals&) = delete;
+  KeepDenormals& operator=(const KeepDenormals&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  static constexpr uint64_t kFlushes = 0x8040;  // FTZ and DAZ
+  static uint64_t read() { return _mm_getcsr(); }
+  static void write(uint64_t mode) { _mm_setcsr(static_cast<unsigned>(mode)); }
+#elif defined(__aarch64__)
+  static constexpr uint64_t kFlushes = 0x1080000;  // FZ and FZ16
+  static uint64_t read() {
+    uint64_t mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+  }
+  static void write(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+  static constexpr uint64_t kFlushes = 0;
+  static uint64_t read() { return 0; }
+  static void write(uint64_t) {}
+#endif
+  uint64_t saved_;
+};
+
 // No prefetcher of the CPU follows from the end of one small tensor to the start of another.
 inline void prefetch_head(const TensorEntry& entry) {
   const int64_t bytes = std::min<int64_t>(entry.count * element_size(entry.dtype), 512);
@@ -61,6 +95,7 @@ void for_each_chunk(const TensorList& list, bool backwards, Body body) {
   const auto size = static_cast<int64_t>(spans.size());
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
+    const KeepDenormals keep_denormals;
     for (int64_t taken; (taken = next.fetch_add(1, std::memory_order_relaxed)) < size;) {
       const ChunkSpan& span = spans[backwards ? size - 1 - taken : taken];
       int64_t chunk = span.chunk;

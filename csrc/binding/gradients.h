@@ -202,7 +202,7 @@ class Collector {
   // torch's own errors for gradients that no backend may write to.
   void check_writable(const at::Tensor& grad) const {
     if (!writes_) return;
-    if (grad.layout() == at::kStrided) at::assert_no_internal_overlap(grad);
+    if (grad.layout() == at::kStrided && !grad.is_nested()) at::assert_no_internal_overlap(grad);
     if (grad.is_inference() && !c10::InferenceMode::is_enabled()) {
       grad.unsafeGetTensorImpl()->bump_version();
     }

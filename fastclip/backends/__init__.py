@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import torch
+
 from .base import Backend, UnsupportedError, unsupported_message
 from .native import NativeBackend
 from .native import instruction_set as instruction_set
@@ -33,6 +35,21 @@ def check_backend(who: str, name: str | None, foreach: bool | None) -> None:
         raise ValueError(f"{who}: backend must be one of {', '.join(NAMES)} or None (got {name!r})")
     if foreach is False and name not in (None, REFERENCE.name):
         raise ValueError(f'{who}: foreach=False needs backend "reference" or None (got {name!r})')
+
+
+def is_traced(who: str, name: str | None, foreach: bool | None) -> bool:
+    """Say whether torch.compile is tracing the call, which the reference backend alone can be.
+
+    Raises:
+        ValueError: see ``check_backend``.
+        RuntimeError: the caller named another backend.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    check_backend(who, name, foreach)
+    if name not in (None, REFERENCE.name):
+        raise RuntimeError(unsupported_message(who, name, ["torch.compile is tracing it"]))
+    return True
 
 
 def dispatch(

@@ -88,7 +88,7 @@ def identity(grad: Tensor) -> Hashable:
     address = grad.data_ptr() if are_plain([grad]) else 0
     if address == 0:
         return id(grad)
-    return address, grad.numel(), grad.dtype, grad.stride(), grad.device
+    return address, grad.shape, grad.dtype, grad.stride(), grad.device
 
 
 def check_writable(grads: Sequence[Tensor]) -> None:
@@ -106,6 +106,8 @@ def check_writable(grads: Sequence[Tensor]) -> None:
     if not torch.is_inference_mode_enabled():
         for frozen in filter(Tensor.is_inference, grads):
             frozen.mul_(1)  # raises; by 1, because torch notices only after it has written
+    for immutable in filter(Tensor._is_zerotensor, grads):
+        immutable.mul_(1)  # raises
     if are_plain(grads) and all(map(Tensor.is_contiguous, grads)):
         return
     for expanded in filter(_is_expanded, grads):

@@ -124,7 +124,7 @@ def instruction_set() -> str | None:
 def _as_float(max_norm: float | Tensor) -> float:
     if isinstance(max_norm, Tensor) and not max_norm.is_cpu:
         raise UnsupportedError([f"max_norm is on device {max_norm.device} (supported: cpu)"])
-    return float(max_norm)
+    return float(max_norm.detach() if isinstance(max_norm, Tensor) else max_norm)
 
 
 def _extension() -> types.ModuleType:

@@ -76,7 +76,7 @@ def clamp_(grads: Sequence[Tensor], clip_value: float, *, foreach: bool | None =
         # Raises torch's own error for what it cannot clamp or a limit that does not fit the dtype.
         torch.empty(0, dtype=dtype, device=device).clamp_(-clip_value, clip_value)
     # Tensors that are not strided go first: torch clamps none of them and says so.
-    for target in sorted(targets, key=lambda t: t.layout is torch.strided):
+    for target in sorted(targets, key=lambda t: t.layout is torch.strided and not t.is_nested):
         target.clamp_(-clip_value, clip_value)
     _bump_wrappers(grads, targets)
 

@@ -148,11 +148,11 @@ def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
     if norm_type == math.inf or tensors[0].dtype == torch.float64:
         yield from _cpu_batches(tensors)
         return
-    buffer = torch.empty(0, dtype=torch.float64)
+    buffer = torch.empty(0, dtype=torch.float64, device="cpu")
     for part in _cpu_batches(tensors):
         size = part.numel()
         if buffer.numel() < size:
-            buffer = torch.empty(size, dtype=torch.float64)
+            buffer = torch.empty(size, dtype=torch.float64, device="cpu")
         wide = buffer[:size]
         wide.view(part.shape).copy_(part)
         yield wide
