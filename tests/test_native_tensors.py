@@ -215,7 +215,7 @@ def test_norm_types_that_native_refuses(norm_type: float) -> None:
 
 
 # torch scripts some of its forward-mode formulas when they are first used.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_gradient_with_a_tangent_is_refused_and_reference_scales_it(dtype: torch.dtype) -> None:
     def dual() -> Tensor:
