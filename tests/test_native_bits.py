@@ -101,6 +101,23 @@ def test_same_bits_of_the_norm_of_any_values_for_each_instruction_set(dtype: tor
             assert len(norms) == 1, norms
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_of_short_norms_for_each_instruction_set(dtype: torch.dtype) -> None:
+    # In a sum of few terms the rounding of each product shows: a contracted one differs.
+    tensors = [random_list([size], dtype, seed)[0] for size in (1, 2, 17, 40) for seed in range(50)]
+    norms = []
+    for name in INSTRUCTION_SETS:
+        with using(name):
+            norms.append(
+                [
+                    _C.get_total_norm([tensor], norm_type, False, torch.float64).item()
+                    for tensor in tensors
+                    for norm_type in NORM_TYPES
+                ]
+            )
+    assert all(norm == norms[0] for norm in norms)
+
+
 def test_same_bits_at_any_address() -> None:
     lengths = (CHUNK_SIZE + 5, 33, 17, 16, 1)
     digests = {offset: digest(lengths, offset) for offset in range(18)}
