@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | format | aarch64 | clean
+# make demo | test | mutants | bench | lint | format | aarch64 | clean
 #
 # Everything runs in .venv, which is made when it is not there. TORCH is the pip requirement of the
 # torch to run with: make test TORCH=torch==2.13.0
@@ -19,7 +19,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support 
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
 CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
-.PHONY: demo test bench lint format aarch64 clean
+.PHONY: demo test mutants bench lint format aarch64 clean
 
 # By the console script: python -m would take the source tree's fastclip, which is not built.
 demo: $(DEMO_STAMP)
@@ -30,7 +30,10 @@ test: $(ALL_STAMP)
 	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 bin/pytest -c ../pyproject.toml --rootdir=.. \
 		--junit-xml=results.xml $(PYTEST_FLAGS) ../tests
 	$(BIN)/python tests/count_backends.py $(VENV)/results.xml
-	if [ -f tests/mutants/run.py ]; then $(BIN)/python tests/mutants/run.py; fi
+
+# Faults planted in the CPU sources: each must turn a test red.
+mutants: $(ALL_STAMP)
+	$(BIN)/python tests/mutants/run.py
 
 bench: $(ALL_STAMP)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
