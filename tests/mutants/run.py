@@ -63,28 +63,48 @@ class Builder:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.plan = plan_build({**os.environ, "FASTCLIP_BUILD": "cpu"})
+        self.torch_headers = directory / "torch_headers.h"
+        plan = plan_build({**os.environ, "FASTCLIP_BUILD": "cpu"})
+        if plan.compiler is None:
+            raise SystemExit(f"{HARNESS_FAILED}: there is no compiler")
+        self.compiler = plan.compiler
         self.torch = find_torch()
-        self.sources = [source.relative_to(ROOT) for source in self.plan.sources]
+        self.sources = [source.relative_to(ROOT) for source in plan.sources]
         self.package = installed_package()
+
+    def precompile_torch(self) -> None:
+        """Read torch's headers once: they take most of the time in which the binding compiles."""
+        lines = {
+            line
+            for source in (self.directory / "csrc").rglob("*")
+            if source.suffix in (".h", ".cpp")
+            for line in source.read_text(encoding="utf-8").splitlines()
+            if re.match("#include <(torch|ATen|c10)/", line)
+        }
+        self.torch_headers.write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
+        flags = ["-x", "c++-header"]
+        self._run_compiler(self.torch_headers, flags, self.torch_headers.with_suffix(".h.gch"))
 
     def compile(self, tree: Path, source: Path) -> None:
         """Compile ``tree / source`` to an object beside it, with setup.py's flags."""
-        compiler = self.plan.compiler
-        if compiler is None:
-            raise SystemExit(f"{HARNESS_FAILED}: there is no compiler")
         path = tree / source
+        dependencies = ["-MMD", "-MF", str(path.with_suffix(".d"))]
+        is_binding = path.parent.name != "cpu"
+        include = ["-include", str(self.torch_headers)] if is_binding else []
+        self._run_compiler(path, [*include, *dependencies], path.with_suffix(".o"))
+
+    def _run_compiler(self, path: Path, extra: Sequence[str], output: Path) -> None:
         # The binding does no work on elements: not optimised, it compiles sooner.
         flags = (
-            kernel_flags(compiler, path)
+            kernel_flags(self.compiler, path)
             if path.parent.name == "cpu"
-            else [*binding_flags(compiler, self.torch), "-O0"]
+            else [*binding_flags(self.compiler, self.torch), "-O0"]
         )
-        command = compile_command(compiler, path, flags)
-        outputs = ["-o", str(path.with_suffix(".o")), "-MMD", "-MF", str(path.with_suffix(".d"))]
-        done = subprocess.run([*command, *outputs], capture_output=True, text=True, check=False)
+        command = compile_command(self.compiler, path, [*flags, *extra])
+        command += ["-o", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise SystemExit(f"{HARNESS_FAILED}: {source} does not build:\n{done.stderr}")
+            raise SystemExit(f"{HARNESS_FAILED}: {path} does not build:\n{done.stderr}")
 
     def sources_with(self, file: str) -> list[Path]:
         """List the sources that include a file; of the kernels only those that are in use."""
@@ -98,15 +118,13 @@ class Builder:
 
     def site_with(self, tree: Path, rebuilt: Sequence[Path]) -> Path:
         """Link and return a directory with a copy of the package that holds the result."""
-        compiler = self.plan.compiler
-        assert compiler is not None
         objects = [
             (tree if source in rebuilt else self.directory) / source.with_suffix(".o")
             for source in self.sources
         ]
         site = tree / "site"
         shutil.copytree(self.package, site / "fastclip", ignore=shutil.ignore_patterns("*.pyc"))
-        _link(compiler, self.torch, objects, next((site / "fastclip").glob("_C*.so")))
+        _link(self.compiler, self.torch, objects, next((site / "fastclip").glob("_C*.so")))
         return site
 
 
@@ -211,7 +229,13 @@ def run_all(faults: Sequence[Fault], jobs: int, scratch: Path) -> list[Outcome]:
     shutil.copytree(ROOT / "csrc", base / "csrc")
     builder = Builder(base)
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda source: builder.compile(base, source), builder.sources))
+        headers = pool.submit(builder.precompile_torch)
+        kernels = [source for source in builder.sources if source.parent.name == "cpu"]
+        list(pool.map(lambda source: builder.compile(base, source), kernels))
+        headers.result()
+        for source in builder.sources:
+            if source not in kernels:
+                builder.compile(base, source)
         tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
         unharmed = pool.submit(check_without_faults, builder, tests)
         planted = [
