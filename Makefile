@@ -30,6 +30,7 @@ test: $(ALL_STAMP)
 	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 bin/pytest -c ../pyproject.toml --rootdir=.. \
 		--junit-xml=results.xml $(PYTEST_FLAGS) ../tests
 	$(BIN)/python tests/count_backends.py $(VENV)/results.xml
+	$(BIN)/python tests/mutants/run.py
 
 # Faults planted in the CPU sources: each must turn a test red.
 mutants: $(ALL_STAMP)
