@@ -19,14 +19,11 @@ from .checks import are_plain, grouped
 MAX_SLICE_SIZE = 2**24
 """Elements converted at once at most: 128 MB of float64, 256 MB of complex128."""
 
-CPU_SLICE_SIZE = 2**20
-"""The same on the CPU: 8 MB stay in the cache, and few slices mean few waits for other threads."""
+CPU_SLICE_SIZE = 2**19
+"""The same on the CPU: 4 MB should stay in the cache, and a slice pays for starting the threads."""
 
 GATHERED_SIZE = 2**15
 """CPU tensors below this many elements are gathered first: a copy costs less than the calls."""
-
-BATCH_SIZE = 2**19
-"""Elements gathered at most: 2 MB of float32, which the allocator keeps for the next batch."""
 
 _CPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -165,7 +162,7 @@ def _cpu_batches(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield the elements of ``tensors``: small ones gathered, large ones as views."""
     start, batch_size = 0, 0
     for position, size in enumerate(map(Tensor.numel, tensors)):
-        if size >= GATHERED_SIZE or batch_size + size > BATCH_SIZE:
+        if size >= GATHERED_SIZE or batch_size + size > CPU_SLICE_SIZE:
             if position > start:
                 yield _flatten_dense_tensors(tensors[start:position])
             start, batch_size = position, 0
