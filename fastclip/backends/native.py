@@ -7,6 +7,8 @@ import os
 import sys
 import types
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from .._build import build_info, torch_mismatch
 from .base import NonFiniteError, UnsupportedError
 
 ISA_VARIABLE = "FASTCLIP_ISA"
+
+T = TypeVar("T")
 
 
 class NativeBackend:
@@ -34,12 +38,9 @@ class NativeBackend:
         foreach: bool | None,
     ) -> Tensor:
         c = _extension()
-        try:
-            return c.clip_grad_norm_(parameters, _as_float(max_norm), norm_type, error_if_nonfinite)
-        except c.UnsupportedError as error:
-            raise UnsupportedError(error.args[0]) from None
-        except c.NonFiniteError as error:
-            raise NonFiniteError(error.args[1]) from None
+        return _run(
+            c, c.clip_grad_norm_, parameters, _as_float(max_norm), norm_type, error_if_nonfinite
+        )
 
     def get_total_norm(
         self,
@@ -50,12 +51,7 @@ class NativeBackend:
         dtype: torch.dtype | None,
     ) -> Tensor:
         c = _extension()
-        try:
-            return c.get_total_norm(tensors, norm_type, error_if_nonfinite, dtype)
-        except c.UnsupportedError as error:
-            raise UnsupportedError(error.args[0]) from None
-        except c.NonFiniteError as error:
-            raise NonFiniteError(error.args[1]) from None
+        return _run(c, c.get_total_norm, tensors, norm_type, error_if_nonfinite, dtype)
 
     def clip_grads_with_norm_(
         self,
@@ -67,19 +63,13 @@ class NativeBackend:
         c = _extension()
         if not isinstance(total_norm, Tensor):
             raise UnsupportedError(["total_norm is no tensor"])
-        try:
-            c.clip_grads_with_norm_(parameters, _as_float(max_norm), total_norm)
-        except c.UnsupportedError as error:
-            raise UnsupportedError(error.args[0]) from None
+        _run(c, c.clip_grads_with_norm_, parameters, _as_float(max_norm), total_norm)
 
     def clip_grad_value_(
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
     ) -> None:
         c = _extension()
-        try:
-            c.clip_grad_value_(parameters, clip_value)
-        except c.UnsupportedError as error:
-            raise UnsupportedError(error.args[0]) from None
+        _run(c, c.clip_grad_value_, parameters, clip_value)
 
     def prepare(self, parameters: list[Tensor]) -> NativeParameters:
         return NativeParameters(parameters)
@@ -96,16 +86,22 @@ class NativeParameters:
         self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
     ) -> Tensor:
         """Clip in one walk. Raises ``UnsupportedError`` or ``NonFiniteError`` before any write."""
-        try:
-            return self._list.clip_grad_norm_(_as_float(max_norm), norm_type, error_if_nonfinite)
-        except self._c.UnsupportedError as error:
-            raise UnsupportedError(error.args[0]) from None
-        except self._c.NonFiniteError as error:
-            raise NonFiniteError(error.args[1]) from None
+        limit = _as_float(max_norm)
+        return _run(self._c, self._list.clip_grad_norm_, limit, norm_type, error_if_nonfinite)
 
     def parameter_norms(self) -> Tensor:
         """Return the last call's norm per parameter, shape (number of parameters,)."""
         return self._list.parameter_norms()
+
+
+def _run(c: types.ModuleType, function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of the extension; its errors become those of ``base``."""
+    try:
+        return function(*arguments)
+    except c.UnsupportedError as error:
+        raise UnsupportedError(error.args[0]) from None
+    except c.NonFiniteError as error:
+        raise NonFiniteError(error.args[1]) from None
 
 
 def instruction_set() -> str | None:
