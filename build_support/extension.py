@@ -76,7 +76,7 @@ def build_extension(plan: Plan, torch: TorchOnDisk, output: Path, object_dir: Pa
     jobs = [_job(plan.compiler, torch, source, object_dir) for source in plan.sources]
     try:
         compile_all(jobs, job_count(os.environ))
-        _link(plan.compiler, torch, [job.output for job in jobs], output)
+        link(plan.compiler, torch, [job.output for job in jobs], output)
     except subprocess.CalledProcessError as error:
         raise BuildError(
             f"the native extension could not be built: {shlex.join(error.cmd)} failed with "
@@ -97,7 +97,7 @@ def _job(compiler: Compiler, torch: TorchOnDisk, source: Path, object_dir: Path)
     return Job(source, output, tuple(command), context)
 
 
-def _link(compiler: Compiler, torch: TorchOnDisk, objects: list[Path], output: Path) -> None:
+def link(compiler: Compiler, torch: TorchOnDisk, objects: list[Path], output: Path) -> None:
     """Link the objects, without a run path: torch is imported, hence loaded, before fastclip._C.
 
     Nor with -fopenmp: the OpenMP calls are then bound to the runtime that libtorch_cpu itself has

@@ -31,10 +31,10 @@ sys.path.append(str(ROOT))
 
 import fastclip  # noqa: E402 - the installed one: the tree's comes last
 from build_support.extension import (  # noqa: E402
-    _link,
     binding_flags,
     compile_command,
     kernel_flags,
+    link,
 )
 from build_support.plan import plan_build  # noqa: E402
 from build_support.torch_on_disk import find_torch  # noqa: E402
@@ -124,7 +124,7 @@ class Builder:
         ]
         site = tree / "site"
         shutil.copytree(self.package, site / "fastclip", ignore=shutil.ignore_patterns("*.pyc"))
-        _link(self.compiler, self.torch, objects, next((site / "fastclip").glob("_C*.so")))
+        link(self.compiler, self.torch, objects, next((site / "fastclip").glob("_C*.so")))
         return site
 
 
