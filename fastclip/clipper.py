@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 
 from .backends import check_backend, dispatch
 from .backends.base import (
+    NO_CLIP_YET,
     Backend,
     NonFiniteError,
     PreparedParameters,
@@ -123,7 +124,7 @@ class GradClipper:
             RuntimeError: ``clip_()`` has not been called yet.
         """
         if self._last is None:
-            raise RuntimeError("GradClipper: parameter_norms needs a call of clip_() first")
+            raise RuntimeError(NO_CLIP_YET)
         return self._last.parameter_norms()
 
     def _clip_with(self, backend: Backend) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+NO_CLIP_YET = "GradClipper: parameter_norms needs a call of clip_() first"
+
 MAX_LISTED = 10
 """How many gradients an error names before it only counts the rest."""
 

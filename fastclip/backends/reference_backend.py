@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .base import NonFiniteError
+from .base import NO_CLIP_YET, NonFiniteError
 
 
 class ReferenceBackend:
@@ -103,7 +103,7 @@ class ReferenceParameters:
     def parameter_norms(self) -> Tensor:
         """Return the last call's norm per parameter, shape (number of parameters,)."""
         if self._norms is None:
-            raise RuntimeError("GradClipper: parameter_norms needs a call of clip_() first")
+            raise RuntimeError(NO_CLIP_YET)
         return self._norms.clone()
 
 
