@@ -123,15 +123,10 @@ void scale(const Gradients& gradients, double clip_coef) {
   scale_entries(gradients.list, clip_coef);
 }
 
-double coefficient(double total_norm, double max_norm, bool is_float64) {
-  return is_float64 ? clip_coefficient<double>(total_norm, max_norm)
-                    : clip_coefficient<float>(static_cast<float>(total_norm), max_norm);
-}
-
 at::Tensor clip(const Gradients& gradients, const Reduction& reduction, double max_norm,
                 bool error_if_nonfinite) {
   if (error_if_nonfinite) check_finite(gradients, reduction);
-  scale(gradients, coefficient(reduction.total_norm, max_norm, reduction.is_float64));
+  scale(gradients, clip_coefficient(reduction.total_norm, max_norm, reduction.is_float64));
   return norm_tensor(reduction.total_norm, reduction.is_float64);
 }
 
@@ -162,7 +157,7 @@ void clip_grads_with_norm_(const py::list& parameters, double max_norm,
   }
   const Gradients gradients = collect_parameters(parameters, true);
   const bool is_float64 = dtype == DType::kFloat64;
-  scale(gradients, coefficient(total_norm.item<double>(), max_norm, is_float64));
+  scale(gradients, clip_coefficient(total_norm.item<double>(), max_norm, is_float64));
 }
 
 // torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
@@ -191,8 +186,8 @@ void clip_grad_value_(const py::list& parameters, double clip_value) {
   clamp_entries(gradients.list, clip_value);
 }
 
-// New tensors: tensors[i] * coefficient, evaluated as the in-place scale evaluates it.
-std::vector<at::Tensor> scaled(const py::list& tensors, double coefficient) {
+// New tensors: tensors[i] * clip_coef, evaluated as the in-place scale evaluates it.
+std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
   const Gradients gradients = collect_tensors(tensors);
   std::vector<at::Tensor> results;
   std::vector<char*> targets;
@@ -201,7 +196,7 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double coefficient) {
     targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
   }
   const py::gil_scoped_release release;
-  scale_entries_into(gradients.list, targets, coefficient);
+  scale_entries_into(gradients.list, targets, clip_coef);
   return results;
 }
 
@@ -232,7 +227,7 @@ class ParameterList {
 
   // One norm per parameter, 0 where `.grad` was None; made on demand from the last clip's sums.
   at::Tensor parameter_norms() const {
-    TORCH_CHECK(last_ != nullptr, "GradClipper: parameter_norms needs a call of clip_() first");
+    TORCH_CHECK(last_ != nullptr, "ParameterList: parameter_norms needs a clip first");
     return last_->reduction.is_float64 ? last_norms<double>(at::kDouble)
                                        : last_norms<float>(at::kFloat);
   }
@@ -331,7 +326,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("parameters"), py::arg("max_norm"), py::arg("total_norm"));
   module.def("clip_grad_value_", wrap_pybind_function(&clip_grad_value_), py::arg("parameters"),
              py::arg("clip_value"));
-  module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("coefficient"));
+  module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("clip_coef"));
 
   py::class_<ParameterList>(module, "ParameterList", py::custom_type_setup(&let_cycles_be_found))
       .def(py::init<const py::list&>(), py::arg("parameters"))

@@ -190,6 +190,11 @@ double clip_coefficient(T total_norm, double max_norm) {
   return clip_coef > T(1) ? T(1) : clip_coef;
 }
 
+inline double clip_coefficient(double total_norm, double max_norm, bool is_float64) {
+  return is_float64 ? clip_coefficient<double>(total_norm, max_norm)
+                    : clip_coefficient<float>(static_cast<float>(total_norm), max_norm);
+}
+
 // No write at all for a coefficient of 1; NaN is not >= 1, so that it writes, as torch does.
 inline void scale_entries(const TensorList& list, double clip_coef) {
   if (clip_coef >= 1) return;
@@ -199,13 +204,13 @@ inline void scale_entries(const TensorList& list, double clip_coef) {
   });
 }
 
-// targets[i] = entries[i] * coefficient; always written, the targets are new memory.
+// targets[i] = entries[i] * clip_coef; always written, the targets are new memory.
 inline void scale_entries_into(const TensorList& list, const std::vector<char*>& targets,
-                               double coefficient) {
+                               double clip_coef) {
   const ChunkKernels& kernels = active_kernels();
   for_each_chunk(list, false, [&](const TensorEntry& entry, char* data, int64_t count, int64_t) {
     char* const target = targets[&entry - list.entries] + (data - entry.data);
-    kernels.scale[static_cast<int>(entry.dtype)](data, target, count, coefficient);
+    kernels.scale[static_cast<int>(entry.dtype)](data, target, count, clip_coef);
   });
 }
 

@@ -28,7 +28,6 @@ struct Gradients {
   std::vector<at::Tensor> duplicates;    // other tensors over the memory of an entry
   std::vector<int32_t> entry_of_source;  // per parameter; -1 where `.grad` is None
   bool has_float64 = false;
-  int64_t bytes = 0;
   TensorList list{};
 };
 
@@ -181,7 +180,6 @@ class Collector {
     for (TensorEntry& entry : gradients_.entries) {
       entry.first_chunk = list.chunks;
       list.chunks += chunks_of(entry.count, list.chunk_size);
-      gradients_.bytes += entry.count * element_size(entry.dtype);
       gradients_.has_float64 |= entry.dtype == DType::kFloat64;
     }
     list.entries = gradients_.entries.data();

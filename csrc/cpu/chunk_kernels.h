@@ -29,7 +29,7 @@ constexpr int64_t kPrefetchBytes = 1536;  // 8 % faster than none for float32, 3
 struct LaneSums {
   f64v sums[kSums] = {};
 
-  FASTCLIP_INLINE void add_pair(int part, f32v values) {
+  [[gnu::always_inline]] inline void add_pair(int part, f32v values) {
     const FloatHalves halves = bit_cast<FloatHalves>(values);
     sums[2 * part] += widen(halves.low);
     sums[2 * part + 1] += widen(halves.high);
@@ -50,7 +50,7 @@ template <typename T>
 struct Wide {
   f64v values[kSums];
 
-  FASTCLIP_INLINE explicit Wide(const char* p) {
+  [[gnu::always_inline]] explicit Wide(const char* p) {
 #pragma GCC unroll 8
     for (int part = 0; part < kParts; ++part) {
       const FloatHalves halves = T::halves(p + part * kFloats * T::kSize);
@@ -64,12 +64,12 @@ template <>
 struct Wide<Float64> {
   f64v values[kSums];
 
-  FASTCLIP_INLINE explicit Wide(const char* p) { memcpy(values, p, sizeof(values)); }
+  [[gnu::always_inline]] explicit Wide(const char* p) { memcpy(values, p, sizeof(values)); }
 };
 
 // Calls step(block) for every whole block of kElements and once for the zero-padded tail.
 template <int kElements, int kSize, typename Step>
-FASTCLIP_INLINE void for_each_block(const void* data, int64_t count, Step step) {
+[[gnu::always_inline]] inline void for_each_block(const void* data, int64_t count, Step step) {
   const char* p = static_cast<const char*>(data);
   const char* const end = p + count / kElements * kElements * kSize;
   for (; p != end; p += kElements * kSize) {
@@ -226,7 +226,8 @@ double abs_max(const void* data, int64_t count) {
 
 // Calls step(source, target) for every whole vector and once for the tail, through a buffer.
 template <int kSize, typename Step>
-FASTCLIP_INLINE void map_vectors(const void* source, void* target, int64_t count, Step step) {
+[[gnu::always_inline]] inline void map_vectors(const void* source, void* target, int64_t count,
+                                               Step step) {
   const char* from = static_cast<const char*>(source);
   char* to = static_cast<char*>(target);
   const int64_t bytes = count * kSize;

@@ -25,22 +25,20 @@ typedef int64_t i64v __attribute__((vector_size(kVectorBytes)));
 typedef int16_t i16v __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t u16half __attribute__((vector_size(kVectorBytes / 2)));
 
-#define FASTCLIP_INLINE inline __attribute__((always_inline))
-
 template <typename V>
-FASTCLIP_INLINE V load(const char* address) {
+[[gnu::always_inline]] inline V load(const char* address) {
   V vector;
   memcpy(&vector, address, sizeof(V));
   return vector;
 }
 
 template <typename V>
-FASTCLIP_INLINE void store(char* address, V vector) {
+[[gnu::always_inline]] inline void store(char* address, V vector) {
   memcpy(address, &vector, sizeof(V));
 }
 
 template <typename To, typename From>
-FASTCLIP_INLINE To bit_cast(From value) {
+[[gnu::always_inline]] inline To bit_cast(From value) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast: sizes must agree");
   To result;
   memcpy(&result, &value, sizeof(To));
@@ -52,7 +50,7 @@ struct FloatHalves {
 };
 
 // By intrinsics where there are any: gcc 12 splits __builtin_convertvector into 16-byte pieces.
-FASTCLIP_INLINE f64v widen(f32half x) {
+[[gnu::always_inline]] inline f64v widen(f32half x) {
 #if defined(__AVX512F__)  // maskz: the plain form reads an undefined value in gcc 12's header
   return bit_cast<f64v>(_mm512_maskz_cvtps_pd(0xff, bit_cast<__m256>(x)));
 #elif defined(__AVX__)
@@ -62,14 +60,14 @@ FASTCLIP_INLINE f64v widen(f32half x) {
 #endif
 }
 
-FASTCLIP_INLINE f64v magnitude(f64v x) {
+[[gnu::always_inline]] inline f64v magnitude(f64v x) {
   return bit_cast<f64v>(bit_cast<i64v>(x) & INT64_C(0x7fffffffffffffff));
 }
 
 // float16 to float32 is exact. Only the baseline of x86-64 lacks an instruction for it: there the
 // exponent is moved by a multiplication, which also normalises denormals, and inf and NaN are
 // patched.
-FASTCLIP_INLINE f32v floats_from_halfs(u16half h) {
+[[gnu::always_inline]] inline f32v floats_from_halfs(u16half h) {
 #if defined(__AVX512F__)
   return bit_cast<f32v>(_mm512_maskz_cvtph_ps(0xffff, bit_cast<__m256i>(h)));
 #elif defined(__F16C__)
@@ -87,7 +85,7 @@ FASTCLIP_INLINE f32v floats_from_halfs(u16half h) {
 }
 
 // float32 to float16, to nearest even.
-FASTCLIP_INLINE u16half halfs_from_floats(f32v x) {
+[[gnu::always_inline]] inline u16half halfs_from_floats(f32v x) {
 #if defined(__AVX512F__)
   return bit_cast<u16half>(
       _mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
@@ -112,7 +110,7 @@ FASTCLIP_INLINE u16half halfs_from_floats(f32v x) {
 
 // float32 to bfloat16, to nearest even; the result stands in the high 16 bits of each word. A NaN
 // is made quiet instead of rounded, which could carry it over to infinity.
-FASTCLIP_INLINE u32v rounded_to_bfloat16(f32v x) {
+[[gnu::always_inline]] inline u32v rounded_to_bfloat16(f32v x) {
   const u32v bits = bit_cast<u32v>(x);
   const u32v rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const i32v is_nan = bit_cast<i32v>(bits & 0x7fffffffu) > 0x7f800000;
@@ -122,7 +120,7 @@ FASTCLIP_INLINE u32v rounded_to_bfloat16(f32v x) {
 struct Float32 {
   typedef i32v Words;
   static constexpr int kSize = 4;
-  static FASTCLIP_INLINE FloatHalves halves(const char* p) {
+  [[gnu::always_inline]] static inline FloatHalves halves(const char* p) {
     return {load<f32half>(p), load<f32half>(p + kVectorBytes / 2)};
   }
 };
@@ -130,7 +128,7 @@ struct Float32 {
 struct BFloat16 {
   typedef i16v Words;
   static constexpr int kSize = 2;
-  static FASTCLIP_INLINE FloatHalves halves(const char* p) {
+  [[gnu::always_inline]] static inline FloatHalves halves(const char* p) {
     return bit_cast<FloatHalves>(__builtin_convertvector(load<u16half>(p), u32v) << 16);
   }
 };
@@ -138,7 +136,7 @@ struct BFloat16 {
 struct Float16 {
   typedef i16v Words;
   static constexpr int kSize = 2;
-  static FASTCLIP_INLINE FloatHalves halves(const char* p) {
+  [[gnu::always_inline]] static inline FloatHalves halves(const char* p) {
     return bit_cast<FloatHalves>(floats_from_halfs(load<u16half>(p)));
   }
 };
