@@ -82,3 +82,24 @@ def test_graph_is_reused_for_new_values() -> None:
             p.grad.mul_(scale)
         assert_same(clip(compiled), CALLS["default"](eager))
     assert len(graphs) == 1
+
+
+def test_nonfinite_error_is_the_eager_one() -> None:
+    held = parameters([torch.tensor([1.0, math.nan])])
+
+    def clip(held: list[Tensor]) -> Tensor:
+        return fastclip.clip_grad_norm_(held, 1.0, error_if_nonfinite=True)
+
+    with pytest.raises(RuntimeError, match=r"non-finite gradients: 0 \(2,\)"):
+        torch.compile(clip, backend="eager")(held)
+    assert oracle.equal(gradients(held)[0], oracle.scaled(torch.tensor([1.0, math.nan]), 1.0))
+
+
+def test_unknown_backend_is_a_value_error() -> None:
+    held = parameters([torch.ones(3)])
+
+    def clip(held: list[Tensor]) -> Tensor:
+        return fastclip.clip_grad_norm_(held, 1.0, backend="nonsense")
+
+    with pytest.raises(ValueError, match="backend must be one of"):
+        torch.compile(clip, backend="eager")(held)

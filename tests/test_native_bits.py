@@ -187,3 +187,19 @@ def test_same_bits_in_one_call_in_two_and_prepared(dtype: torch.dtype) -> None:
     for parameters in (two, prepared):
         for parameter, expected in zip(parameters, one, strict=True):
             assert same_bits(gradient_of(parameter), gradient_of(expected))
+
+
+def test_same_bits_while_torch_flushes_denormals() -> None:
+    # The mode belongs to a thread, and chance decides which thread takes a chunk.
+    denormals = torch.empty(1 << 22).view(torch.int32).fill_(4_000_000).view(torch.float32)
+    expected = fastclip.get_total_norm([denormals], backend="native")
+    assert expected > 0
+    torch.set_flush_denormal(True)
+    try:
+        with using_threads(2):
+            norms = {
+                fastclip.get_total_norm([denormals], backend="native").item() for _ in range(20)
+            }
+    finally:
+        torch.set_flush_denormal(False)
+    assert norms == {expected.item()}

@@ -9,11 +9,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from samples import gradient, peak_growth, sparse_gradient
+from samples import gradient, parameters, peak_growth, sparse_gradient
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
+import fastclip
 from fastclip.backends import reference, upcast
 
 MEMORY_LIMIT = 256 * 2**20
@@ -173,3 +174,19 @@ def test_norm_of_a_large_tensor_takes_little_memory(make: Callable[[], Tensor]) 
     limit = MEMORY_LIMIT + 8 * 2**20
     assert peak_growth(lambda: reference.total_norm([grad], 2.0)) <= limit
     assert reference.total_norm([grad], 2.0).item() == np.float32(math.sqrt(grad.numel()))
+
+
+def test_views_of_one_address_and_strides_but_other_shapes_are_two_gradients() -> None:
+    base = torch.ones(4, 4)
+    rows, columns = base[:2, :3], base[:3, :2]
+    assert rows.stride() == columns.stride()
+    assert len(reference.unique_gradients([rows, columns, base[:2, :3]])) == 2
+    held = parameters([rows, columns])
+    assert fastclip.clip_grad_norm_(held, 1.0).item() == pytest.approx(12**0.5)
+
+
+def test_default_device_is_not_where_slices_go() -> None:
+    grad = gradient(70, torch.float32)
+    expected = reference.total_norm([grad], 2.0)
+    with torch.device("meta"):
+        assert torch.equal(reference.total_norm([grad], 2.0), expected)

@@ -246,3 +246,14 @@ def test_tensors_without_address_are_equal_to_themselves_alone() -> None:
     metas = [torch.ones(3, device="meta") for _ in range(2)]
     sparse = sparse_gradient()
     assert len(reference.unique_gradients([*empties, *metas, sparse, sparse, *metas])) == 5
+
+
+def test_zero_tensor_is_refused_before_any_write() -> None:
+    immutable = torch._efficientzerotensor((3,))  # pyright: ignore[reportPrivateImportUsage]
+    for dtype in (torch.float32, torch.float64):
+        grads = [torch.full((4,), 7.0, dtype=dtype), immutable]
+        with pytest.raises(RuntimeError, match="ZeroTensors are immutable"):
+            reference.scale_(grads, torch.tensor(0.5))
+        with pytest.raises(RuntimeError, match="ZeroTensors are immutable"):
+            reference.clamp_(grads, 1.0)
+        assert torch.equal(grads[0], torch.full((4,), 7.0, dtype=dtype))
