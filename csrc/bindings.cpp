@@ -27,20 +27,15 @@ void translate_exception(std::exception_ptr pointer) {
   }
 }
 
-c10::TensorImpl* plain_impl(PyObject* object) {
-  const bool is_plain = THPVariable_CheckTypeExact(Py_TYPE(object));
-  return is_plain ? THPVariable_Unpack(object).unsafeGetTensorImpl() : nullptr;
-}
-
 // A `.grad` may be a property that runs Python code, so the list is indexed afresh at each step.
 template <typename Add>
-void for_each_object(const py::list& objects, Add add) {
-  const auto tensor_at = [&](size_t i) -> c10::TensorImpl* {
-    if (static_cast<Py_ssize_t>(i) >= PyList_GET_SIZE(objects.ptr())) return nullptr;
-    return plain_impl(PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i)));
+void for_each_object(const py::list& objects, Collector* collector, Add add) {
+  const auto object_at = [&](size_t i) -> PyObject* {
+    const auto index = static_cast<Py_ssize_t>(i);
+    return index < PyList_GET_SIZE(objects.ptr()) ? PyList_GET_ITEM(objects.ptr(), index) : nullptr;
   };
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) {
-    prefetch_ahead(static_cast<size_t>(i), tensor_at);
+    collector->look_ahead(static_cast<size_t>(i), object_at);
     const auto object = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(objects.ptr(), i));
     add(object.ptr());
   }
@@ -48,13 +43,14 @@ void for_each_object(const py::list& objects, Add add) {
 
 Gradients collect_parameters(const py::list& parameters, bool writes) {
   Collector collector(parameters.size(), writes);
-  for_each_object(parameters, [&](PyObject* object) { collector.add_parameter(object); });
+  for_each_object(parameters, &collector,
+                  [&](PyObject* object) { collector.add_parameter(object); });
   return collector.finish_parameters();
 }
 
 Gradients collect_tensors(const py::list& tensors) {
   Collector collector(tensors.size(), false);
-  for_each_object(tensors, [&](PyObject* object) { collector.add_tensor(object); });
+  for_each_object(tensors, &collector, [&](PyObject* object) { collector.add_tensor(object); });
   return collector.finish_tensors();
 }
 
@@ -260,11 +256,11 @@ class ParameterList {
 
   Gradients collect() const {
     Collector collector(sources_.size(), true);
-    const auto tensor_at = [this](size_t i) {
-      return i < sources_.size() ? plain_impl(sources_[i].ptr()) : nullptr;
+    const auto object_at = [this](size_t i) {
+      return i < sources_.size() ? sources_[i].ptr() : nullptr;
     };
     for (size_t i = 0; i < sources_.size(); ++i) {
-      prefetch_ahead(i, tensor_at);
+      collector.look_ahead(i, object_at);
       collector.add_parameter(sources_[i].ptr());
     }
     return collector.finish_parameters();

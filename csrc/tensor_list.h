@@ -42,6 +42,7 @@ constexpr int64_t choose_chunk_size(int64_t total_count) {
 }
 
 constexpr int64_t chunks_of(int64_t count, int64_t chunk_size) {
+  if (count <= chunk_size) return count > 0;  // most tensors: no division
   return (count + chunk_size - 1) / chunk_size;
 }
 

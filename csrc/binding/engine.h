@@ -35,19 +35,22 @@ inline int64_t elements_of_chunk(const TensorList& list, const TensorEntry& entr
 
 inline std::vector<ChunkSpan> spans_of(const TensorList& list) {
   std::vector<ChunkSpan> spans;
+  ChunkSpan span{};
   int64_t cost = kSpanCost;
   for (int64_t i = 0; i < list.size; ++i) {
     const TensorEntry& entry = list.entries[i];
-    const int64_t chunks = chunks_of(entry.count, list.chunk_size);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    int64_t chunk = 0;
+    for (int64_t left = entry.count; left > 0; left -= list.chunk_size, ++chunk) {
       if (cost >= kSpanCost) {
-        spans.push_back({i, chunk, 0});
+        if (span.chunks > 0) spans.push_back(span);
+        span = {i, chunk, 0};
         cost = 0;
       }
-      ++spans.back().chunks;
-      cost += kChunkCost + elements_of_chunk(list, entry, chunk) * element_size(entry.dtype);
+      ++span.chunks;
+      cost += kChunkCost + std::min(left, list.chunk_size) * element_size(entry.dtype);
     }
   }
+  if (span.chunks > 0) spans.push_back(span);
   return spans;
 }
 

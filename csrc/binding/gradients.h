@@ -4,9 +4,11 @@
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <utility>
 #include <vector>
@@ -85,34 +87,67 @@ inline std::string why_unsupported(const at::Tensor& grad) {
   return "data that is not aligned to its element size";
 }
 
-// From a parameter to its gradient's data the walk follows four pointers. A list whose objects lie
-// scattered in memory waits for each of them, unless they are asked for a few parameters ahead.
-template <typename TensorAt>
-void prefetch_ahead(size_t i, TensorAt tensor_at) {
-  constexpr size_t kStep = 6;
-  if (const c10::TensorImpl* const impl = tensor_at(i + 4 * kStep); impl != nullptr) {
-    __builtin_prefetch(impl);
-    __builtin_prefetch(reinterpret_cast<const char*>(impl) + 64);
-  }
-  if (c10::TensorImpl* const impl = tensor_at(i + 3 * kStep); impl != nullptr) {
-    const auto* const meta = reinterpret_cast<const char*>(impl->autograd_meta());
-    __builtin_prefetch(meta);
-    __builtin_prefetch(meta + 64);
-  }
-  if (c10::TensorImpl* const impl = tensor_at(i + 2 * kStep); impl != nullptr) {
-    const auto* const grad = reinterpret_cast<const char*>(impl->grad().unsafeGetTensorImpl());
-    for (int line = 0; line < 256; line += 64) __builtin_prefetch(grad + line);
-  }
-  if (c10::TensorImpl* const impl = tensor_at(i + kStep); impl != nullptr) {
-    const at::Tensor& grad = impl->grad();
-    if (grad.defined() && grad.has_storage()) {
-      const auto* const storage =
-          reinterpret_cast<const char*>(grad.storage().unsafeGetStorageImpl());
-      __builtin_prefetch(storage);
-      __builtin_prefetch(storage + 64);
+// `.grad`, or nullptr. TensorImpl::grad() gives the same by way of two calls, which a walk over
+// many small gradients would feel.
+inline const at::Tensor* grad_of(const c10::TensorImpl* impl) {
+  const auto* const meta = static_cast<const torch::autograd::AutogradMeta*>(impl->autograd_meta());
+  return meta != nullptr && meta->grad_.defined() ? &meta->grad_ : nullptr;
+}
+
+inline c10::TensorImpl* plain_impl(PyObject* object) {
+  const bool is_plain = object != nullptr && THPVariable_CheckTypeExact(Py_TYPE(object));
+  return is_plain ? THPVariable_Unpack(object).unsafeGetTensorImpl() : nullptr;
+}
+
+// Asks the memory for what a walk over parameters will read a few steps later. From a parameter to
+// its gradient's data the walk follows five pointers, and a list whose objects lie scattered would
+// wait for each of them.
+class LookAhead {
+ public:
+  // `object_at(i)` is the parameter that the walk comes to at step i, nullptr after the last.
+  template <typename ObjectAt>
+  void step(size_t i, ObjectAt object_at) {
+    prefetch<1>(object_at(i + 5 * kStep));
+    reached(i + 4 * kStep) = plain_impl(object_at(i + 4 * kStep));
+    prefetch<1>(reached(i + 4 * kStep));
+    if (const void*& at = reached(i + 3 * kStep); at != nullptr) {
+      at = static_cast<const AutogradMeta*>(static_cast<const TensorImpl*>(at)->autograd_meta());
+      if (at != nullptr) prefetch<1>(&static_cast<const AutogradMeta*>(at)->grad_);
+    }
+    if (const void*& at = reached(i + 2 * kStep); at != nullptr) {
+      const at::Tensor& grad = static_cast<const AutogradMeta*>(at)->grad_;
+      at = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
+      prefetch<4>(at);
+    }
+    if (const void* const at = reached(i + kStep); at != nullptr) {
+      const c10::Storage& storage = static_cast<const TensorImpl*>(at)->unsafe_storage();
+      prefetch<2>(storage.unsafeGetStorageImpl());
     }
   }
-}
+
+  // Python code has run, which may have replaced any tensor.
+  void forget() { reached_.fill(nullptr); }
+
+ private:
+  using AutogradMeta = torch::autograd::AutogradMeta;
+  using TensorImpl = c10::TensorImpl;
+  static constexpr size_t kStep = 6;
+  static constexpr size_t kSlots = 32;  // at least 4 * kStep; a power of two
+
+  const void*& reached(size_t i) { return reached_[i % kSlots]; }
+
+  // A null pointer is allowed: a prefetch of an invalid address does nothing.
+  template <int kLines>
+  static void prefetch(const void* object) {
+    for (int line = 0; line < kLines; ++line) {
+      __builtin_prefetch(static_cast<const char*>(object) + line * 64);
+    }
+  }
+
+  // How far each parameter has been followed: its TensorImpl, then its AutogradMeta, then its
+  // gradient's TensorImpl. Borrowed: the walk holds the GIL, and nothing goes while no Python runs.
+  std::array<const void*, kSlots> reached_{};
+};
 
 class Collector {
  public:
@@ -127,10 +162,14 @@ class Collector {
     }
   }
 
+  template <typename ObjectAt>
+  void look_ahead(size_t i, ObjectAt object_at) {
+    ahead_.step(i, object_at);
+  }
+
   void add_parameter(const at::Tensor& parameter) {
-    const at::Tensor& grad = parameter.unsafeGetTensorImpl()->grad();
-    if (grad.defined()) {
-      add(grad);
+    if (const at::Tensor* const grad = grad_of(parameter.unsafeGetTensorImpl())) {
+      add(*grad);
     } else {
       if (!parameter.is_leaf() && !parameter.retains_grad()) read_through_python(parameter);
       skip();
@@ -139,7 +178,8 @@ class Collector {
 
   // Python's `.grad` warns that the parameter is no leaf. Where warnings are errors it must raise
   // now, before anything is written: a warning from C++ would become one at the end of the call.
-  static void read_through_python(const at::Tensor& parameter) {
+  void read_through_python(const at::Tensor& parameter) {
+    ahead_.forget();
     const auto object = py::reinterpret_steal<py::object>(THPVariable_Wrap(parameter));
     if (!py::reinterpret_steal<py::object>(PyObject_GetAttrString(object.ptr(), "grad"))) {
       throw py::error_already_set();
@@ -150,6 +190,7 @@ class Collector {
   void add_parameter(PyObject* object) {
     if (THPVariable_CheckTypeExact(Py_TYPE(object)))
       return add_parameter(THPVariable_Unpack(object));
+    ahead_.forget();
     const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, "grad"));
     if (!grad) throw py::error_already_set();
     if (grad.is_none()) return skip();
@@ -208,15 +249,17 @@ class Collector {
 
   void add(const at::Tensor& grad) {
     c10::TensorImpl* const impl = grad.unsafeGetTensorImpl();
+    const c10::Storage& storage = impl->unsafe_storage();
     TensorEntry entry{};
-    const bool is_plain = impl->key_set() == plain_cpu_keys() &&
+    const bool is_plain = impl->key_set() == plain_cpu_keys() && storage &&
                           to_dtype(grad.scalar_type(), &entry.dtype) &&
                           impl->is_non_overlapping_and_dense() && !has_tangent(grad);
     if (is_plain) {
       // Copy-on-write storage becomes this tensor's own here, before pointers are compared.
-      entry.data =
-          static_cast<char*>(writes_ ? impl->mutable_data() : const_cast<void*>(impl->data()));
+      const void* const base = writes_ ? storage.mutable_data() : storage.data();
+      entry.data = static_cast<char*>(const_cast<void*>(base));
       entry.count = impl->numel();
+      if (entry.count > 0) entry.data += impl->storage_offset() * element_size(entry.dtype);
     }
     if (!is_plain || reinterpret_cast<uintptr_t>(entry.data) % element_size(entry.dtype) != 0) {
       check_writable(grad);
@@ -226,7 +269,9 @@ class Collector {
       }
       return skip();
     }
-    gradients_.entry_of_source.push_back(static_cast<int32_t>(gradients_.entries.size()));
+    const auto index = static_cast<int32_t>(gradients_.entries.size());
+    if (writes_ && may_share_memory(grad)) sharing_.push_back(index);
+    gradients_.entry_of_source.push_back(index);
     gradients_.entries.push_back(entry);
     gradients_.tensors.push_back(grad);
   }
@@ -235,13 +280,12 @@ class Collector {
     return grad.unsafeGetTensorImpl()->autograd_meta() != nullptr && grad._fw_grad(0).defined();
   }
 
-  // Only a gradient that something besides its parameter and this list refers to, whose storage is
-  // shared, or whose memory torch's CPU allocator did not make can overlap another one.
-  static bool may_overlap(const at::Tensor& grad) {
+  // Another tensor may use the same memory: the storage is shared, or something else than torch's
+  // CPU allocator made it.
+  static bool may_share_memory(const at::Tensor& grad) {
     static const c10::DeleterFnPtr default_deleter = c10::GetAllocator(at::kCPU)->raw_deleter();
-    const c10::Storage& storage = grad.storage();
-    return grad.use_count() > 2 || storage.use_count() > 1 ||
-           storage.data_ptr().get_deleter() != default_deleter;
+    const c10::Storage& storage = grad.unsafeGetTensorImpl()->unsafe_storage();
+    return storage.use_count() > 1 || storage.data_ptr().get_deleter() != default_deleter;
   }
 
   bool are_equal(int32_t a, int32_t b) const {
@@ -251,14 +295,55 @@ class Collector {
            gradients_.tensors[a].strides() == gradients_.tensors[b].strides();
   }
 
-  // Finds, among the gradients that could overlap, equal ones and those that overlap in part.
+  // Makes equal gradients one entry and refuses those that overlap in part.
   void drop_duplicates() {
+    std::vector<int32_t> first_equal;  // per entry, -1 for none; made when a duplicate is found
+    find_repeated_tensors(&first_equal);
+    find_overlaps(&first_equal);
+    if (reasons_.empty() && !first_equal.empty()) remove_entries(first_equal);
+  }
+
+  void mark_equal(int32_t first, int32_t entry, std::vector<int32_t>* first_equal) const {
+    if (first_equal->empty()) first_equal->assign(gradients_.entries.size(), -1);
+    (*first_equal)[entry] = first;
+  }
+
+  // Memory that is not shared belongs to one tensor, which the list may hold twice: something
+  // besides one parameter and this list then refers to it, as any Python variable does. The hash
+  // table costs a third of a sort.
+  void find_repeated_tensors(std::vector<int32_t>* first_equal) const {
+    const auto size = static_cast<int32_t>(gradients_.entries.size());
+    std::vector<int32_t> table;  // entries by the address of their tensor; -1 where free
+    size_t mask = 0;
+    for (int32_t i = 0; i < size; ++i) {
+      if (gradients_.tensors[i].use_count() <= 2) continue;
+      if (table.empty()) {
+        for (mask = 1; mask < 2 * static_cast<size_t>(size); mask *= 2) continue;
+        table.assign(mask, -1);
+        --mask;
+      }
+      const c10::TensorImpl* const impl = gradients_.tensors[i].unsafeGetTensorImpl();
+      const uint64_t mixed = reinterpret_cast<uintptr_t>(impl) * uint64_t{0x9E3779B97F4A7C15};
+      size_t slot = (mixed >> 32) & mask;
+      while (table[slot] >= 0 && gradients_.tensors[table[slot]].unsafeGetTensorImpl() != impl) {
+        slot = (slot + 1) & mask;
+      }
+      if (table[slot] >= 0) {
+        mark_equal(table[slot], i, first_equal);
+      } else {
+        table[slot] = i;
+      }
+    }
+  }
+
+  // Finds, among the gradients whose memory may be shared, equal ones and those that overlap in
+  // part.
+  void find_overlaps(std::vector<int32_t>* first_equal) {
     std::vector<Span> spans;
-    for (size_t i = 0; i < gradients_.entries.size(); ++i) {
+    for (const int32_t i : sharing_) {
       const TensorEntry& entry = gradients_.entries[i];
-      if (entry.count > 0 && may_overlap(gradients_.tensors[i])) {
-        const char* const end = entry.data + entry.count * element_size(entry.dtype);
-        spans.push_back({entry.data, end, static_cast<int32_t>(i)});
+      if (entry.count > 0) {
+        spans.push_back({entry.data, entry.data + entry.count * element_size(entry.dtype), i});
       }
     }
     if (spans.size() < 2) return;
@@ -268,20 +353,17 @@ class Collector {
     if (!std::is_sorted(spans.begin(), spans.end(), before)) {
       std::sort(spans.begin(), spans.end(), before);
     }
-    std::vector<int32_t> first_equal;  // per entry; made only when a duplicate is found
-    const Span* reach = &spans[0];     // the span that ends last so far
+    const Span* reach = &spans[0];  // the span that ends last so far
     for (size_t i = 1; i < spans.size(); ++i) {
       if (spans[i].begin < reach->end) {
         if (!are_equal(reach->entry, spans[i].entry)) {
           reasons_.push_back("gradients that overlap in part");
           return;
         }
-        if (first_equal.empty()) first_equal.assign(gradients_.entries.size(), -1);
-        first_equal[spans[i].entry] = reach->entry;
+        mark_equal(reach->entry, spans[i].entry, first_equal);
       }
       if (spans[i].end > reach->end) reach = &spans[i];
     }
-    if (!first_equal.empty()) remove_entries(first_equal);
   }
 
   void remove_entries(const std::vector<int32_t>& first_equal) {
@@ -306,7 +388,9 @@ class Collector {
     }
   }
 
+  LookAhead ahead_;
   Gradients gradients_;
+  std::vector<int32_t> sharing_;  // entries whose memory may be shared, ascending
   std::vector<std::string> reasons_;
   bool writes_;
 };

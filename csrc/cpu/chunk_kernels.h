@@ -35,10 +35,19 @@ struct LaneSums {
     sums[2 * part + 1] += widen(halves.high);
   }
 
+  // Adds lane i + kLanes / 2 to lane i, then i + kLanes / 4, ...: whole vectors first.
   double total() const {
-    double lanes[kLanes];
-    memcpy(lanes, sums, sizeof(lanes));
-    for (int half = kLanes / 2; half > 0; half /= 2) {
+    f64v tree[kSums];
+    memcpy(tree, sums, sizeof(tree));
+#pragma GCC unroll 8
+    for (int half = kSums / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) tree[i] += tree[i + half];
+    }
+    f64v lanes = tree[0];
+#pragma GCC unroll 8
+    for (int half = kDoubles / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
       for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
     }
     return lanes[0];
@@ -67,13 +76,19 @@ struct Wide<Float64> {
   [[gnu::always_inline]] explicit Wide(const char* p) { memcpy(values, p, sizeof(values)); }
 };
 
+// Asks for what the loop will read next. Not past the end: around a small tensor that would fetch
+// as much again, in vain.
+[[gnu::always_inline]] inline void prefetch_ahead(const char* p, const char* end) {
+  __builtin_prefetch(p + (end - p < kPrefetchBytes ? end - p : kPrefetchBytes));
+}
+
 // Calls step(block) for every whole block of kElements and once for the zero-padded tail.
 template <int kElements, int kSize, typename Step>
 [[gnu::always_inline]] inline void for_each_block(const void* data, int64_t count, Step step) {
   const char* p = static_cast<const char*>(data);
   const char* const end = p + count / kElements * kElements * kSize;
   for (; p != end; p += kElements * kSize) {
-    __builtin_prefetch(p + kPrefetchBytes);
+    prefetch_ahead(p, end);
     step(p);
   }
   if (const int64_t rest = count % kElements; rest != 0) {
@@ -233,7 +248,7 @@ template <int kSize, typename Step>
   const int64_t bytes = count * kSize;
   int64_t at = 0;
   for (; at + kVectorBytes <= bytes; at += kVectorBytes) {
-    __builtin_prefetch(from + at + kPrefetchBytes);
+    prefetch_ahead(from + at, from + bytes);
     step(from + at, to + at);
   }
   if (at < bytes) {
