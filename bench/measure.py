@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 from gradients import NORM_TOLERANCE, Gradients, WrongResultError, coefficient
 from streams import Streams, last_cache_bytes
-from timing import Contender, Effort, Sample, alternate
+from timing import Contender, Effort, Sample, alternate, median_ratio, together
 from torch import Tensor
 
 import fastclip
@@ -44,12 +44,12 @@ class Row(TypedDict):
 
 
 class Milliseconds(TypedDict):
-    """The median of a contender's repetitions, and the deciles around it."""
+    """What a contender took in each round, the median, and the deciles around it."""
 
+    rounds: Sequence[float]
     median: float
     low: float
     high: float
-    repetitions: int
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Set
     """
     max_norm = gradients.max_norm(clipped)
     clips = calls(gradients, clipped, settings.backend)
+    warm_ups = calls(gradients, False, settings.backend)
     errors = checked_errors(gradients, clips, clipped)
     if errors["stock"] <= NORM_TOLERANCE:
         clips["reference"] = list_call(gradients, max_norm, "reference")
+        warm_ups["reference"] = list_call(gradients, gradients.max_norm(False), "reference")
         checked_errors(gradients, {"reference": clips["reference"]}, clipped)
     cold = gradients.n_bytes > last_cache_bytes() // 4
     restore = gradients.restore if clipped else _nothing
@@ -104,7 +106,7 @@ def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Set
             call,
             before=partial(_start_outside_cache, restore, streams.evict)
             if cold
-            else partial(_start_inside_cache, restore, call),
+            else partial(_start_inside_cache, restore, warm_ups[name]),
             after=partial(_check_coefficient, name, max_norm, clipped),
         )
         for name, call in clips.items()
@@ -145,12 +147,13 @@ def _start_outside_cache(restore: Callable[[], None], evict: Callable[[], None])
     evict()
 
 
-def _start_inside_cache(restore: Callable[[], None], call: Clip) -> None:
-    # The call's own code and objects are then as near as the gradients: what the contender before
-    # it left in the cache would count for more than the call itself.
+def _start_inside_cache(restore: Callable[[], None], warm_up: Clip) -> None:
+    # By the same call with a threshold that clips nothing: its code, its objects and the gradients
+    # are then near, where what ran before would count for more than the call itself. 1000 tensors
+    # of 64 take 10 % longer after one warm-up than after five.
     restore()
-    call()
-    restore()
+    for _ in range(5):
+        warm_up()
 
 
 def _check_coefficient(who: str, max_norm: float, clipped: bool, total_norm: object) -> None:
@@ -162,17 +165,18 @@ def _check_coefficient(who: str, max_norm: float, clipped: bool, total_norm: obj
         raise WrongResultError(f"{who}: clip_coef must be {wanted} (got {clip_coef!r})")
 
 
-def fastest(samples: dict[str, Sample], kind: str) -> float:
-    """Return the smallest median, in ms, of the samples whose name starts with ``kind``."""
-    return min(sample.median_ms for name, sample in samples.items() if name.startswith(kind))
+def fastest(samples: dict[str, Sample], kind: str) -> Sample:
+    """Return the sample of the smallest median among those whose name starts with ``kind``."""
+    named = [sample for name, sample in samples.items() if name.startswith(kind)]
+    return min(named, key=lambda sample: sample.median_ms)
 
 
 def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
     clipped, errors, samples = measured.clipped, measured.errors, measured.samples
-    ms = {name: sample.median_ms for name, sample in samples.items()}
     n_bytes = gradients.n_bytes
-    loops_ms = fastest(samples, "read") + (fastest(samples, "update") if clipped else 0.0)
-    ceiling_ms = loops_ms * n_bytes / streams.bytes_streamed(n_bytes)
+    kinds = ("read", "update") if clipped else ("read",)
+    loops = together(*(fastest(samples, kind) for kind in kinds))
+    loops_share = n_bytes / streams.bytes_streamed(n_bytes)
     bytes_read, bytes_written = (2 * n_bytes, n_bytes) if clipped else (n_bytes, 0)
     return Row(
         case=gradients.case.name,
@@ -187,23 +191,25 @@ def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
         list_error=errors["list"],
         clipper_error=errors["clipper"],
         milliseconds={name: _milliseconds(sample) for name, sample in samples.items()},
-        stock_over_list=ms["stock"] / ms["list"],
-        stock_over_clipper=ms["stock"] / ms["clipper"],
-        stock_over_reference=ms["stock"] / ms["reference"] if "reference" in ms else None,
+        stock_over_list=median_ratio(samples["stock"], samples["list"]),
+        stock_over_clipper=median_ratio(samples["stock"], samples["clipper"]),
+        stock_over_reference=median_ratio(samples["stock"], samples["reference"])
+        if "reference" in samples
+        else None,
         bytes_read=bytes_read,
         bytes_written=bytes_written,
-        gb_per_s=(bytes_read + bytes_written) / ms["list"] / 1e6,
-        ceiling_ms=ceiling_ms,
-        fraction_of_ceiling=ceiling_ms / ms["list"],
+        gb_per_s=(bytes_read + bytes_written) / samples["list"].median_ms / 1e6,
+        ceiling_ms=loops.median_ms * loops_share,
+        fraction_of_ceiling=median_ratio(loops, samples["list"]) * loops_share,
     )
 
 
 def _milliseconds(sample: Sample) -> Milliseconds:
     return Milliseconds(
+        rounds=sample.rounds_ms,
         median=sample.median_ms,
         low=sample.low_ms,
         high=sample.high_ms,
-        repetitions=sample.repetitions,
     )
 
 

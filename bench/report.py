@@ -145,10 +145,11 @@ def _rows_text(rows: Sequence[Row]) -> str:
         "list: fastclip.clip_grad_norm_(parameters, max_norm); clipper: GradClipper.clip_().",
         "MB read, MB written: one read for the norm; one read and one write for the scale."
         " GB/s and 'of ceiling' are the list call's.",
+        "stock/list, stock/clipper: medians of the ratio within a round, in which all take turns.",
         "Ceiling: the fastest of three streaming reads of as many bytes, and of two in-place"
         " updates when the case is clipped.",
         "Gradients larger than a quarter of the last cache start outside it; smaller ones start"
-        " inside, each call following an untimed one of its own.",
+        " inside, each call following five untimed ones of its own that clip nothing.",
         "Off by: the norm, relative to float64; it is checked before anything is timed.",
     ]
     return "\n".join([table(ROW_HEADER, [row_line(row) for row in rows]), *legend, *notes])

@@ -16,7 +16,7 @@ from gradients import DTYPES, Gradients
 from measure import Row, Settings
 from shapes import CASES
 from streams import Streams
-from timing import Contender, Sample, alternate
+from timing import Contender, Sample, alternate, median_ratio
 from torch import Tensor
 
 import fastclip
@@ -95,16 +95,17 @@ def host_time(bench: Bench) -> list[Finding]:
         calls[f"clipper {n}"] = clipper.clip_
     samples = _alternate(calls, bench.settings, _nothing)
     for contender in ("list", "clipper"):
-        few, many = (samples[f"{contender} {n}"].median_ms * 1e6 / n for n in lists)
+        few, many = (samples[f"{contender} {n}"] for n in lists)
+        few_ns, many_ns = (samples[f"{contender} {n}"].median_ms * 1e6 / n for n in lists)
         findings.append(
             finding(
                 "host time per tensor",
                 f"{contender}, {scale.many_tensors} tensors of 64 over {scale.few_tensors}",
-                many / few,
+                median_ratio(many, few) * scale.few_tensors / scale.many_tensors,
                 targets.HOST_TIME_GROWTH,
                 at_most=True,
                 unit="x",
-                detail=f"{many:.0f} ns against {few:.0f} ns a tensor",
+                detail=f"{many_ns:.0f} ns against {few_ns:.0f} ns a tensor",
             )
         )
     return findings
@@ -126,7 +127,7 @@ def zeros(bench: Bench) -> list[Finding]:
             finding(
                 "all-zero gradients",
                 f"{name}, {n_elements * dtype.itemsize / 1e6:.0f} MB, over N(0, 1)",
-                zero_ms / other_ms,
+                median_ratio(samples["zeros"], samples["others"]),
                 targets.ZEROS_OVER_OTHERS,
                 at_most=True,
                 unit="x",
@@ -154,7 +155,7 @@ def parameter_norms(bench: Bench) -> list[Finding]:
             finding(
                 "parameter_norms",
                 f"{name} float32, read over not read",
-                read_ms / plain_ms,
+                median_ratio(samples["with"], samples["without"]),
                 targets.PARAMETER_NORMS_OVER_NONE,
                 at_most=True,
                 unit="x",

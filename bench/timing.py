@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import truediv
 from random import Random
 from statistics import median, quantiles
 from time import monotonic, perf_counter_ns
@@ -34,12 +35,27 @@ class Contender:
 
 @dataclass(frozen=True)
 class Sample:
-    """The repetitions of one contender, in milliseconds."""
+    """What one contender took in each round, in milliseconds; the deciles around its median."""
 
+    rounds_ms: tuple[float, ...]
     median_ms: float
     low_ms: float
     high_ms: float
-    repetitions: int
+
+
+def median_ratio(over: Sample, under: Sample) -> float:
+    """Return the median over the rounds of what ``over`` took, divided by what ``under`` took.
+
+    Within a round both ran on the same machine: one that is slower for a second, because it shares
+    its cores with others, slows both, where a ratio of medians may set its fast seconds against
+    its slow ones.
+    """
+    return median(map(truediv, over.rounds_ms, under.rounds_ms))
+
+
+def together(*samples: Sample) -> Sample:
+    """Return what the contenders took together in each round."""
+    return _sample([sum(taken) for taken in zip(*(s.rounds_ms for s in samples), strict=True)])
 
 
 def alternate(contenders: Mapping[str, Contender], effort: Effort) -> dict[str, Sample]:
@@ -65,7 +81,7 @@ def alternate(contenders: Mapping[str, Contender], effort: Effort) -> dict[str, 
                 taken[name].append(_time(contenders[name]))
     finally:
         gc.enable()
-    return {name: _sample(nanoseconds) for name, nanoseconds in taken.items()}
+    return {name: _sample([n / 1e6 for n in nanoseconds]) for name, nanoseconds in taken.items()}
 
 
 def _time(contender: Contender) -> int:
@@ -77,6 +93,6 @@ def _time(contender: Contender) -> int:
     return nanoseconds
 
 
-def _sample(nanoseconds: list[int]) -> Sample:
-    low, *_, high = quantiles(nanoseconds, n=10, method="inclusive")
-    return Sample(median(nanoseconds) / 1e6, low / 1e6, high / 1e6, len(nanoseconds))
+def _sample(rounds_ms: Sequence[float]) -> Sample:
+    low, *_, high = quantiles(rounds_ms, n=10, method="inclusive")
+    return Sample(tuple(rounds_ms), median(rounds_ms), low, high)

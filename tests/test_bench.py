@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from operator import truediv
 from pathlib import Path
 from types import ModuleType
 
@@ -215,7 +217,7 @@ def test_contenders_alternate_in_changing_order(bench: Callable[[str], ModuleTyp
     rounds = ["".join(log[at + 1 : at + 9 : 3]) for at in range(0, len(log), 9)]
     assert {"".join(sorted(names)) for names in rounds} == {"abc"}
     assert len(set(rounds)) == 6
-    assert all(samples[name].repetitions == 20 for name in "abc")
+    assert all(len(samples[name].rounds_ms) == 20 for name in "abc")
 
 
 def test_sample_is_the_median_of_the_call_alone(
@@ -233,8 +235,18 @@ def test_sample_is_the_median_of_the_call_alone(
         lambda: pass_time(next(took)), lambda: pass_time(1000), lambda _: pass_time(1000)
     )
     sample = timing.alternate({"one": contender}, timing.Effort(5, 5, 0.0))["one"]
-    assert (sample.median_ms, sample.repetitions) == (5.0, 5)
+    assert sample.rounds_ms == (5.0, 1.0, 9.0, 3.0, 7.0)
+    assert sample.median_ms == 5.0
     assert 1.0 <= sample.low_ms < 5.0 < sample.high_ms <= 9.0
+
+
+def test_ratio_pairs_the_calls_of_a_round(bench: Callable[[str], ModuleType]) -> None:
+    timing = bench("timing")
+    # The machine became half as fast after two rounds of three, or after one.
+    over, under = (8.0, 8.0, 16.0), (2.0, 4.0, 4.0)
+    samples = [timing.Sample(rounds, sorted(rounds)[1], 0.0, 0.0) for rounds in (over, under)]
+    assert samples[0].median_ms / samples[1].median_ms == 2.0
+    assert timing.median_ratio(*samples) == 4.0
 
 
 # --- peak memory --------------------------------------------------------------------------------
@@ -270,7 +282,12 @@ def test_quick_run_writes_a_whole_report(tmp_path: Path) -> None:
     wanted = [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)]
     assert [(row["dtype"], row["clipped"]) for row in report["rows"]] == wanted
     for row in report["rows"]:
-        assert_row_adds_up(row)
+        samples = row["milliseconds"]
+        rounds = {name: sample["rounds"] for name, sample in samples.items()}
+        assert all(
+            sample["median"] == statistics.median(rounds[n]) for n, sample in samples.items()
+        )
+        assert_row_adds_up(row, rounds)
     assert [target["target"] for target in report["targets"]] == [30.0, 30.0, 60.0, 60.0]
     sections = {found["section"] for found in report["findings"]} | set(report["not_measured"])
     assert {"host time per tensor", "all-zero gradients", "parameter_norms"} <= sections
@@ -280,25 +297,28 @@ def test_quick_run_writes_a_whole_report(tmp_path: Path) -> None:
     assert (tmp_path / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def assert_row_adds_up(row: dict[str, float | dict[str, dict[str, float]]]) -> None:
+def assert_row_adds_up(row: dict[str, float], rounds: dict[str, list[float]]) -> None:
     """Derive a row's ratios and rates again from its times and bytes."""
-    milliseconds = row["milliseconds"]
-    assert isinstance(milliseconds, dict)
-    median = {name: sample["median"] for name, sample in milliseconds.items()}
+    median = {name: statistics.median(taken) for name, taken in rounds.items()}
     assert all(value > 0 for value in median.values())
     assert len([name for name in median if name.startswith("read: ")]) in (1, 3)
     n_bytes = 64_000 * (4 if row["dtype"] == "float32" else 2)
     passes = (2, 1) if row["clipped"] else (1, 0)
     assert (row["bytes_read"], row["bytes_written"]) == (passes[0] * n_bytes, passes[1] * n_bytes)
-    assert row["stock_over_list"] == pytest.approx(median["stock"] / median["list"])
-    assert row["stock_over_clipper"] == pytest.approx(median["stock"] / median["clipper"])
+    for contender in ("list", "clipper"):
+        ratio = statistics.median(map(truediv, rounds["stock"], rounds[contender]))
+        assert row[f"stock_over_{contender}"] == pytest.approx(ratio)
     moved = sum(passes) * n_bytes
     assert row["gb_per_s"] == pytest.approx(moved / (median["list"] * 1e-3) / 1e9)
-    reads = min(value for name, value in median.items() if name.startswith("read"))
-    updates = [value for name, value in median.items() if name.startswith("update")]
-    ceiling = reads + (min(updates) if row["clipped"] else 0)
-    assert row["ceiling_ms"] == pytest.approx(ceiling)
-    assert row["fraction_of_ceiling"] == pytest.approx(ceiling / median["list"])
+    kinds = ("read", "update") if row["clipped"] else ("read",)
+    loops = [
+        rounds[min((name for name in median if name.startswith(kind)), key=median.__getitem__)]
+        for kind in kinds
+    ]
+    ceiling = [sum(taken) for taken in zip(*loops, strict=True)]
+    assert row["ceiling_ms"] == pytest.approx(statistics.median(ceiling))
+    fraction = statistics.median(map(truediv, ceiling, rounds["list"]))
+    assert row["fraction_of_ceiling"] == pytest.approx(fraction)
     assert row["list_error"] == pytest.approx(0, abs=2 * 2.0**-24)
 
 
