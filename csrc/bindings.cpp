@@ -2,8 +2,8 @@
 // With binding/*.h, which it alone includes, the only code that knows torch.
 #include <torch/csrc/Exceptions.h>
 
+#include "binding/collector.h"
 #include "binding/engine.h"
-#include "binding/gradients.h"
 
 namespace fastclip {
 namespace {
@@ -72,8 +72,9 @@ struct Reduction {
   double total_norm;  // rounded to the norm's dtype
 };
 
-Reduction reduce(const Gradients& gradients, double norm_type, bool is_float64) {
-  const py::gil_scoped_release release;
+Reduction reduce(Gradients& gradients, double norm_type, bool is_float64) {
+  if (!Norm::streams(norm_type)) gradients.own();
+  const WithoutGil without_gil(gradients);
   Reduction result{Norm(norm_type, is_float64), {}, is_float64, 0};
   result.combined = reduce_entries(gradients.list, result.norm);
   result.total_norm = result.norm.root(combine_entries(result.combined, result.norm));
@@ -89,8 +90,12 @@ std::vector<int64_t> non_finite_positions(const Gradients& gradients, const Redu
     if (std::isfinite(reduction.combined[i])) continue;
     TensorEntry entry = gradients.entries[i];
     entry.first_chunk = 0;
-    const TensorList alone{&entry, 1, gradients.list.chunk_size,
-                           chunks_of(entry.count, gradients.list.chunk_size)};
+    TensorList alone{
+        &entry,  1, gradients.list.chunk_size, chunks_of(entry.count, gradients.list.chunk_size),
+        nullptr, 0};
+    const std::vector<ChunkSpan> spans = spans_of(alone);
+    alone.spans = spans.data();
+    alone.span_count = static_cast<int64_t>(spans.size());
     is_bad[i] = !std::isfinite(reduce_entries(alone, maximum)[0]);
   }
   std::vector<int64_t> positions;
@@ -109,13 +114,13 @@ void check_finite(const Gradients& gradients, const Reduction& reduction) {
 
 // Autograd learns of the change in place, as after torch's own multiplication, written or not.
 void bump_versions(const Gradients& gradients) {
-  for (const at::Tensor& grad : gradients.tensors) grad.unsafeGetTensorImpl()->bump_version();
-  for (const at::Tensor& grad : gradients.duplicates) grad.unsafeGetTensorImpl()->bump_version();
+  for (c10::TensorImpl* const grad : gradients.tensors) grad->bump_version();
+  for (c10::TensorImpl* const grad : gradients.duplicates) grad->bump_version();
 }
 
 void scale(const Gradients& gradients, double clip_coef) {
   bump_versions(gradients);
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil(gradients);
   scale_entries(gradients.list, clip_coef);
 }
 
@@ -129,7 +134,7 @@ at::Tensor clip(const Gradients& gradients, const Reduction& reduction, double m
 at::Tensor clip_grad_norm_(const py::list& parameters, double max_norm, double norm_type,
                            bool error_if_nonfinite) {
   check_norm_type(norm_type);
-  const Gradients gradients = collect_parameters(parameters, true);
+  Gradients gradients = collect_parameters(parameters, true);
   const Reduction reduction = reduce(gradients, norm_type, gradients.has_float64);
   return clip(gradients, reduction, max_norm, error_if_nonfinite);
 }
@@ -137,7 +142,7 @@ at::Tensor clip_grad_norm_(const py::list& parameters, double max_norm, double n
 at::Tensor get_total_norm(const py::list& tensors, double norm_type, bool error_if_nonfinite,
                           std::optional<at::ScalarType> dtype) {
   check_norm_type(norm_type);
-  const Gradients gradients = collect_tensors(tensors);
+  Gradients gradients = collect_tensors(tensors);
   const bool is_float64 = dtype ? *dtype == at::kDouble : gradients.has_float64;
   const Reduction reduction = reduce(gradients, norm_type, is_float64);
   if (error_if_nonfinite) check_finite(gradients, reduction);
@@ -161,14 +166,14 @@ void clip_grads_with_norm_(const py::list& parameters, double max_norm,
 void check_clip_value(const Gradients& gradients, double clip_value) {
   if (!(clip_value >= 0)) throw Unsupported{{"clip_value must not be negative or nan"}};
   if (std::isinf(clip_value)) return;
-  for (const at::Tensor& grad : gradients.tensors) {
-    if (c10::overflows<c10::Half, double>(clip_value) && grad.scalar_type() == at::kHalf) {
+  for (const TensorEntry& entry : gradients.entries) {
+    if (c10::overflows<c10::Half, double>(clip_value) && entry.dtype == DType::kFloat16) {
       throw Unsupported{{"clip_value does not fit float16"}};
     }
-    if (c10::overflows<c10::BFloat16, double>(clip_value) && grad.scalar_type() == at::kBFloat16) {
+    if (c10::overflows<c10::BFloat16, double>(clip_value) && entry.dtype == DType::kBFloat16) {
       throw Unsupported{{"clip_value does not fit bfloat16"}};
     }
-    if (c10::overflows<float, double>(clip_value) && grad.scalar_type() != at::kDouble) {
+    if (c10::overflows<float, double>(clip_value) && entry.dtype != DType::kFloat64) {
       throw Unsupported{{"clip_value does not fit float32"}};
     }
   }
@@ -178,7 +183,7 @@ void clip_grad_value_(const py::list& parameters, double clip_value) {
   const Gradients gradients = collect_parameters(parameters, true);
   check_clip_value(gradients, clip_value);
   bump_versions(gradients);
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil(gradients);
   clamp_entries(gradients.list, clip_value);
 }
 
@@ -187,11 +192,11 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
   const Gradients gradients = collect_tensors(tensors);
   std::vector<at::Tensor> results;
   std::vector<char*> targets;
-  for (const at::Tensor& tensor : gradients.tensors) {
-    results.push_back(at::empty_like(tensor));
+  for (c10::TensorImpl* const tensor : gradients.tensors) {
+    results.push_back(at::empty_like(owner_of(tensor)));
     targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
   }
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil(gradients);
   scale_entries_into(gradients.list, targets, clip_coef);
   return results;
 }
@@ -207,7 +212,7 @@ class ParameterList {
 
   at::Tensor clip_grad_norm_(double max_norm, double norm_type, bool error_if_nonfinite) {
     check_norm_type(norm_type);
-    const Gradients gradients = collect();
+    Gradients gradients = collect();
     const auto last = std::make_shared<const Last>(
         Last{reduce(gradients, norm_type, gradients.has_float64), gradients.entry_of_source});
     last_ = last;  // another thread may replace it while the GIL is released

@@ -21,11 +21,20 @@ struct TensorEntry {
   DType dtype;
 };
 
+// Consecutive chunks, of one tensor or of several: what a CPU thread takes at once.
+struct ChunkSpan {
+  int64_t entry;
+  int64_t chunk;  // within the entry
+  int64_t chunks;
+};
+
 struct TensorList {
   const TensorEntry* entries;
   int64_t size;
   int64_t chunk_size;  // elements in a chunk; the last chunk of a tensor may hold fewer
   int64_t chunks;
+  const ChunkSpan* spans;
+  int64_t span_count;
 };
 
 constexpr int64_t kMinChunkSize = int64_t{1} << 14;

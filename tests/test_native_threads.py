@@ -112,6 +112,21 @@ def test_other_threads_run_during_a_call(
     assert held == 0
 
 
+def test_a_short_list_keeps_the_gil_unless_its_powers_are_slow() -> None:
+    parameters = parameters_of([torch.full((64,), 0.5) for _ in range(100)])
+    results: list[Tensor] = []  # kept: torch itself lets go of the GIL to free a tensor
+    with using_threads(1), counting() as count:
+        before = count[0]
+        for _ in range(1000):
+            results.append(_C.clip_grad_norm_(parameters, 1e9, 2.0, False))
+        kept = count[0] - before
+        for _ in range(30):
+            results.append(_C.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False))
+        released = count[0] - before
+    assert kept == 0
+    assert released >= 4
+
+
 def test_two_threads_clip_different_gradients() -> None:
     def clip_often(seed: int) -> None:
         original = random_list(LENGTHS, torch.float32, seed)

@@ -1,6 +1,6 @@
 // Drives the chunk kernels over a TensorList on ATen's own thread pool.
 //
-// A thread takes spans (runs of consecutive chunks of about kSpanCost bytes) from a shared counter,
+// A thread takes spans (runs of consecutive chunks) from a shared counter,
 // so that a core that is slowed down delays nobody. Which thread computes a chunk changes nothing:
 // every chunk has one partial, and partials are added in the order of the list.
 #pragma once
@@ -20,38 +20,8 @@
 
 namespace fastclip {
 
-constexpr int64_t kSpanCost = int64_t{1} << 19;  // bytes; about 40 us of streaming for one core
-constexpr int64_t kChunkCost = 128;  // what starting a chunk costs, in bytes of streaming
-
-struct ChunkSpan {
-  int64_t entry;
-  int64_t chunk;  // within the entry
-  int64_t chunks;
-};
-
 inline int64_t elements_of_chunk(const TensorList& list, const TensorEntry& entry, int64_t chunk) {
   return std::min(list.chunk_size, entry.count - chunk * list.chunk_size);
-}
-
-inline std::vector<ChunkSpan> spans_of(const TensorList& list) {
-  std::vector<ChunkSpan> spans;
-  ChunkSpan span{};
-  int64_t cost = kSpanCost;
-  for (int64_t i = 0; i < list.size; ++i) {
-    const TensorEntry& entry = list.entries[i];
-    int64_t chunk = 0;
-    for (int64_t left = entry.count; left > 0; left -= list.chunk_size, ++chunk) {
-      if (cost >= kSpanCost) {
-        if (span.chunks > 0) spans.push_back(span);
-        span = {i, chunk, 0};
-        cost = 0;
-      }
-      ++span.chunks;
-      cost += kChunkCost + std::min(left, list.chunk_size) * element_size(entry.dtype);
-    }
-  }
-  if (span.chunks > 0) spans.push_back(span);
-  return spans;
 }
 
 // torch.set_flush_denormal sets a mode of single threads, and which thread takes a chunk is chance:
@@ -94,13 +64,12 @@ inline void prefetch_head(const TensorEntry& entry) {
 // when `backwards` is set: what was read last is still in the cache.
 template <typename Body>
 void for_each_chunk(const TensorList& list, bool backwards, Body body) {
-  const std::vector<ChunkSpan> spans = spans_of(list);
-  const auto size = static_cast<int64_t>(spans.size());
+  const int64_t size = list.span_count;
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
     const KeepDenormals keep_denormals;
     for (int64_t taken; (taken = next.fetch_add(1, std::memory_order_relaxed)) < size;) {
-      const ChunkSpan& span = spans[backwards ? size - 1 - taken : taken];
+      const ChunkSpan& span = list.spans[backwards ? size - 1 - taken : taken];
       int64_t chunk = span.chunk;
       const TensorEntry* entry = &list.entries[span.entry];
       for (int64_t left = span.chunks; left > 0; --left, ++chunk) {
@@ -125,6 +94,11 @@ class Norm {
   Norm(double norm_type, bool wide) : norm_type_(norm_type), wide_(wide) {}
 
   static bool supports(double norm_type) { return norm_type > 0; }
+
+  // At the speed of memory; other powers take much longer.
+  static bool streams(double norm_type) {
+    return norm_type == 2 || norm_type == 1 || std::isinf(norm_type);
+  }
 
   double partial(const ChunkKernels& kernels, DType dtype, const void* data, int64_t count) const {
     const int i = static_cast<int>(dtype);

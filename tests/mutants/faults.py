@@ -6,7 +6,7 @@ KERNELS = "csrc/cpu/chunk_kernels.h"
 VECTORS = "csrc/cpu/vectors.h"
 TENSOR_LIST = "csrc/tensor_list.h"
 ENGINE = "csrc/binding/engine.h"
-GRADIENTS = "csrc/binding/gradients.h"
+COLLECTOR = "csrc/binding/collector.h"
 BINDINGS = "csrc/bindings.cpp"
 
 
@@ -47,7 +47,7 @@ FAULTS = (
     ),
     Fault(
         "chunks depend on the number of threads",
-        GRADIENTS,
+        COLLECTOR,
         "list.chunk_size = choose_chunk_size(total_count);",
         "list.chunk_size = choose_chunk_size(total_count) * at::get_num_threads();",
         ("test_native_bits.py::test_same_bits_for_any_number_of_threads",),
@@ -82,10 +82,17 @@ FAULTS = (
     ),
     Fault(
         "a shared gradient is scaled twice",
-        GRADIENTS,
+        COLLECTOR,
         "    drop_duplicates();\n",
         "",
         ("test_native_tensors.py::test_a_gradient_of_two_parameters_is_clipped_once",),
+    ),
+    Fault(
+        "gradients are only borrowed while Python code runs",
+        COLLECTOR,
+        "    ahead_.forget();\n    gradients_.own();\n",
+        "    ahead_.forget();\n",
+        ("test_native_parameters.py::test_a_grad_property_may_drop_the_gradients_before_it",),
     ),
     Fault(
         "versions stay as they were",
@@ -97,7 +104,7 @@ FAULTS = (
     Fault(
         "the GIL is held during a reduction",
         BINDINGS,
-        "  const py::gil_scoped_release release;\n  Reduction result",
+        "  const WithoutGil without_gil(gradients);\n  Reduction result",
         "  Reduction result",
         ("test_native_threads.py::test_other_threads_run_during_a_call",),
     ),

@@ -1,0 +1,324 @@
+// From Python parameters to a TensorList: one walk that reads `.grad`, checks and packs.
+#pragma once
+
+#include <ATen/MemoryOverlap.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gradients.h"
+#include "look_ahead.h"
+
+namespace fastclip {
+
+// Thrown as Python's _C.UnsupportedError: the reference backend may still run the call.
+struct Unsupported {
+  std::vector<std::string> reasons;
+};
+
+inline bool to_dtype(at::ScalarType type, DType* dtype) {
+  switch (type) {
+    case at::kFloat:
+      *dtype = DType::kFloat32;
+      return true;
+    case at::kDouble:
+      *dtype = DType::kFloat64;
+      return true;
+    case at::kBFloat16:
+      *dtype = DType::kBFloat16;
+      return true;
+    case at::kHalf:
+      *dtype = DType::kFloat16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+// The dispatch keys of an ordinary CPU tensor. Any other key (Python, Conjugate, Negative,
+// ZeroTensor, functorch, sparse, meta, inference, ...) asks for handling that reading raw memory
+// would skip.
+inline c10::DispatchKeySet plain_cpu_keys() {
+  static const c10::DispatchKeySet keys = [] {
+    const c10::InferenceMode off(false);
+    return at::detail::empty_cpu({0}, at::kFloat).key_set();
+  }();
+  return keys;
+}
+
+// As Python writes it: "complex64", where C++ says ComplexFloat.
+inline std::string dtype_name(at::ScalarType type) {
+  const auto name = py::str(py::cast(type)).cast<std::string>();
+  return name.substr(name.find('.') + 1);
+}
+
+inline std::string why_unsupported(const at::Tensor& grad) {
+  DType dtype;
+  if (!grad.device().is_cpu()) return "device " + grad.device().str() + " (supported: cpu)";
+  if (!to_dtype(grad.scalar_type(), &dtype)) {
+    return "dtype " + dtype_name(grad.scalar_type()) +
+           " (supported: float32, float64, bfloat16, float16)";
+  }
+  if (grad.is_inference()) return "an inference tensor";
+  if (grad.key_set() != plain_cpu_keys()) {
+    return "a tensor with dispatch keys " + c10::toString(grad.key_set()) +
+           " (supported: plain strided tensors)";
+  }
+  if (!grad.is_non_overlapping_and_dense())
+    return "a tensor with gaps or with overlapping elements";
+  if (grad._fw_grad(0).defined()) return "a tensor that carries a forward-mode tangent";
+  return "data that is not aligned to its element size";
+}
+
+class Collector {
+ public:
+  // `writes`: the call may write, so that copy-on-write storage must be made the tensor's own
+  // first.
+  Collector(size_t expected, bool writes) : writes_(writes) {
+    gradients_.tensors.reserve(expected);
+    gradients_.entries.reserve(expected);
+    gradients_.entry_of_source.reserve(expected);
+    if (c10::impl::dispatch_mode_enabled()) {
+      throw Unsupported{{"a TorchDispatchMode is active, which must see every operation"}};
+    }
+  }
+
+  template <typename ObjectAt>
+  void look_ahead(size_t i, ObjectAt object_at) {
+    ahead_.step(i, object_at);
+  }
+
+  void add_parameter(const at::Tensor& parameter) {
+    if (const at::Tensor* const grad = grad_of(parameter.unsafeGetTensorImpl())) {
+      add(*grad);
+    } else {
+      if (!parameter.is_leaf() && !parameter.retains_grad()) read_through_python(parameter);
+      skip();
+    }
+  }
+
+  // Python's `.grad` warns that the parameter is no leaf. Where warnings are errors it must raise
+  // now, before anything is written: a warning from C++ would become one at the end of the call.
+  void read_through_python(const at::Tensor& parameter) {
+    prepare_for_python();
+    const auto object = py::reinterpret_steal<py::object>(THPVariable_Wrap(parameter));
+    if (!py::reinterpret_steal<py::object>(PyObject_GetAttrString(object.ptr(), "grad"))) {
+      throw py::error_already_set();
+    }
+  }
+
+  // Anything with a `.grad` is a parameter.
+  void add_parameter(PyObject* object) {
+    if (THPVariable_CheckTypeExact(Py_TYPE(object)))
+      return add_parameter(THPVariable_Unpack(object));
+    prepare_for_python();
+    const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, "grad"));
+    if (!grad) throw py::error_already_set();
+    if (grad.is_none()) return skip();
+    add_tensor(grad.ptr());
+  }
+
+  void add_tensor(PyObject* object) {
+    if (!THPVariable_Check(object)) {
+      throw Unsupported{{"gradient " + std::to_string(position()) + " is no tensor"}};
+    }
+    add(THPVariable_Unpack(object));
+  }
+
+  // Ends a walk over parameters: equal gradients become one entry (see drop_duplicates), and
+  // gradients that overlap only in part are left to the reference backend, which takes them one
+  // after another.
+  Gradients finish_parameters() {
+    drop_duplicates();
+    return finish_tensors();
+  }
+
+  Gradients finish_tensors() {
+    if (!reasons_.empty()) throw Unsupported{std::move(reasons_)};
+    int64_t total_count = 0;
+    for (const TensorEntry& entry : gradients_.entries) total_count += entry.count;
+    TensorList& list = gradients_.list;
+    list.chunk_size = choose_chunk_size(total_count);
+    for (TensorEntry& entry : gradients_.entries) {
+      entry.first_chunk = list.chunks;
+      list.chunks += chunks_of(entry.count, list.chunk_size);
+      gradients_.has_float64 |= entry.dtype == DType::kFloat64;
+    }
+    list.entries = gradients_.entries.data();
+    list.size = static_cast<int64_t>(gradients_.entries.size());
+    gradients_.spans = spans_of(list);
+    list.spans = gradients_.spans.data();
+    list.span_count = static_cast<int64_t>(gradients_.spans.size());
+    // The references would cost a list of small gradients a tenth of its time, and the GIL, once
+    // released, may take milliseconds to come back: work for one thread alone goes without.
+    if (list.span_count > 1) gradients_.own();
+    return std::move(gradients_);
+  }
+
+ private:
+  struct Span {
+    const char* begin;
+    const char* end;
+    int32_t entry;
+  };
+
+  void prepare_for_python() {
+    ahead_.forget();
+    gradients_.own();
+  }
+
+  size_t position() const { return gradients_.entry_of_source.size(); }
+  void skip() { gradients_.entry_of_source.push_back(-1); }
+
+  // torch's own errors for gradients that no backend may write to.
+  void check_writable(const at::Tensor& grad) const {
+    if (!writes_) return;
+    if (grad.layout() == at::kStrided && !grad.is_nested()) at::assert_no_internal_overlap(grad);
+    if (grad.is_inference() && !c10::InferenceMode::is_enabled()) {
+      grad.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+
+  void add(const at::Tensor& grad) {
+    c10::TensorImpl* const impl = grad.unsafeGetTensorImpl();
+    const c10::Storage& storage = impl->unsafe_storage();
+    TensorEntry entry{};
+    const bool is_plain = impl->key_set() == plain_cpu_keys() && storage &&
+                          to_dtype(grad.scalar_type(), &entry.dtype) &&
+                          impl->is_non_overlapping_and_dense() && !has_tangent(grad);
+    if (is_plain) {
+      // Copy-on-write storage becomes this tensor's own here, before pointers are compared.
+      const void* const base = writes_ ? storage.mutable_data() : storage.data();
+      entry.data = static_cast<char*>(const_cast<void*>(base));
+      entry.count = impl->numel();
+      if (entry.count > 0) entry.data += impl->storage_offset() * element_size(entry.dtype);
+    }
+    if (!is_plain || reinterpret_cast<uintptr_t>(entry.data) % element_size(entry.dtype) != 0) {
+      check_writable(grad);
+      const std::string reason = why_unsupported(grad);
+      if (std::find(reasons_.begin(), reasons_.end(), reason) == reasons_.end()) {
+        reasons_.push_back(reason);
+      }
+      return skip();
+    }
+    const auto index = static_cast<int32_t>(gradients_.entries.size());
+    if (writes_ && may_share_memory(grad)) sharing_.push_back(index);
+    gradients_.entry_of_source.push_back(index);
+    gradients_.add(grad, entry);
+  }
+
+  static bool has_tangent(const at::Tensor& grad) {
+    return grad.unsafeGetTensorImpl()->autograd_meta() != nullptr && grad._fw_grad(0).defined();
+  }
+
+  // Another tensor may use the same memory: the storage is shared, or something else than torch's
+  // CPU allocator made it.
+  static bool may_share_memory(const at::Tensor& grad) {
+    static const c10::DeleterFnPtr default_deleter = c10::GetAllocator(at::kCPU)->raw_deleter();
+    const c10::Storage& storage = grad.unsafeGetTensorImpl()->unsafe_storage();
+    return storage.use_count() > 1 || storage.data_ptr().get_deleter() != default_deleter;
+  }
+
+  bool are_equal(int32_t a, int32_t b) const {
+    const TensorEntry& x = gradients_.entries[a];
+    const TensorEntry& y = gradients_.entries[b];
+    return x.data == y.data && x.count == y.count && x.dtype == y.dtype &&
+           gradients_.tensors[a]->strides() == gradients_.tensors[b]->strides();
+  }
+
+  // Makes equal gradients one entry and refuses those that overlap in part.
+  void drop_duplicates() {
+    std::vector<int32_t> first_equal;  // per entry, -1 for none; made when a duplicate is found
+    find_repeated_tensors(&first_equal);
+    find_overlaps(&first_equal);
+    if (reasons_.empty() && !first_equal.empty()) remove_entries(first_equal);
+  }
+
+  void mark_equal(int32_t first, int32_t entry, std::vector<int32_t>* first_equal) const {
+    if (first_equal->empty()) first_equal->assign(gradients_.entries.size(), -1);
+    (*first_equal)[entry] = first;
+  }
+
+  // Memory that is not shared belongs to one tensor, which the list may hold twice. A hash table
+  // costs a third of a sort.
+  void find_repeated_tensors(std::vector<int32_t>* first_equal) const {
+    const auto size = static_cast<int32_t>(gradients_.tensors.size());
+    size_t mask = 1;
+    while (mask < 2 * static_cast<size_t>(size)) mask *= 2;
+    std::vector<int32_t> table(mask, -1);  // entries by the address of their tensor; -1 where free
+    --mask;
+    for (int32_t i = 0; i < size; ++i) {
+      const c10::TensorImpl* const impl = gradients_.tensors[i];
+      const uint64_t mixed = reinterpret_cast<uintptr_t>(impl) * uint64_t{0x9E3779B97F4A7C15};
+      size_t slot = (mixed >> 32) & mask;
+      while (table[slot] >= 0 && gradients_.tensors[table[slot]] != impl) slot = (slot + 1) & mask;
+      if (table[slot] >= 0) {
+        mark_equal(table[slot], i, first_equal);
+      } else {
+        table[slot] = i;
+      }
+    }
+  }
+
+  // Finds, among the gradients whose memory may be shared, equal ones and those that overlap in
+  // part.
+  void find_overlaps(std::vector<int32_t>* first_equal) {
+    std::vector<Span> spans;
+    for (const int32_t i : sharing_) {
+      const TensorEntry& entry = gradients_.entries[i];
+      if (entry.count > 0) {
+        spans.push_back({entry.data, entry.data + entry.count * element_size(entry.dtype), i});
+      }
+    }
+    if (spans.size() < 2) return;
+    const auto before = [](const Span& a, const Span& b) {
+      return a.begin != b.begin ? a.begin < b.begin : a.entry < b.entry;
+    };
+    if (!std::is_sorted(spans.begin(), spans.end(), before)) {
+      std::sort(spans.begin(), spans.end(), before);
+    }
+    const Span* reach = &spans[0];  // the span that ends last so far
+    for (size_t i = 1; i < spans.size(); ++i) {
+      if (spans[i].begin < reach->end) {
+        if (!are_equal(reach->entry, spans[i].entry)) {
+          reasons_.push_back("gradients that overlap in part");
+          return;
+        }
+        mark_equal(reach->entry, spans[i].entry, first_equal);
+      }
+      if (spans[i].end > reach->end) reach = &spans[i];
+    }
+  }
+
+  void remove_entries(const std::vector<int32_t>& first_equal) {
+    std::vector<int32_t> kept(first_equal.size());
+    int32_t size = 0;
+    for (size_t i = 0; i < first_equal.size(); ++i) {
+      if (const int32_t first = first_equal[i]; first >= 0) {
+        if (gradients_.tensors[i] != gradients_.tensors[kept[first]]) {
+          gradients_.duplicates.push_back(gradients_.tensors[i]);
+        }
+        continue;
+      }
+      kept[i] = size;
+      gradients_.entries[size] = gradients_.entries[i];
+      gradients_.tensors[size] = gradients_.tensors[i];
+      ++size;
+    }
+    gradients_.entries.resize(size);
+    gradients_.tensors.resize(size);
+    for (int32_t& entry : gradients_.entry_of_source) {
+      if (entry >= 0) entry = kept[first_equal[entry] >= 0 ? first_equal[entry] : entry];
+    }
+  }
+
+  LookAhead ahead_;
+  Gradients gradients_;
+  std::vector<int32_t> sharing_;  // entries whose memory may be shared, ascending
+  std::vector<std::string> reasons_;
+  bool writes_;
+};
+
+}  // namespace fastclip
