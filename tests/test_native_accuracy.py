@@ -143,16 +143,24 @@ def test_random_constants_do_not_drift(dtype: torch.dtype) -> None:
             check_norm([tensor], norm_type, constant_norm(tensor[0].item(), size, norm_type))
 
 
+def spread(values: list[float], stride: int) -> list[float]:
+    """Return each value ``stride`` times, one after another."""
+    return [value for value in values for _ in range(stride)]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_pairs_whose_float32_sum_always_rounds_one_way(dtype: torch.dtype) -> None:
-    # The smaller square is just under half a unit in the last place of the larger one: adding the
-    # two in float32 loses all of it, 2^-24 of the sum, each time. In whichever way a kernel pairs
-    # elements, one of these strides puts the two into one pair.
+def test_squares_whose_float32_sum_always_rounds_one_way(dtype: torch.dtype) -> None:
+    # The smaller squares are just under half a unit in the last place of the larger one: adding one
+    # of them in float32 loses all of it, 2^-24 of the sum, and adding two, one after another, twice
+    # as much. In whichever way a kernel groups elements, one of these lists puts them together.
     below = 2.0**-12 * (1 - torch.finfo(dtype).eps)
-    for stride in (1, 2, 4, 8, 16, 32):
-        pair = torch.tensor([1.0] * stride + [below] * stride, dtype=dtype)
+    lists = [spread([1.0, below], stride) for stride in (1, 2, 4, 8, 16, 32)]
+    lists += [spread([1.0, below, below, 0.0], stride) for stride in (1, 2, 4, 8, 16, 32)]
+    lists.append([1.0, below] * 16 + [below, 0.0] * 16)
+    for values in lists:
+        group = torch.tensor(values, dtype=dtype)
         for repeats in (1009, 4099, 16411):
-            tensor = pair.repeat(repeats)
+            tensor = group.repeat(repeats)
             check_norm([tensor], 2.0, oracle.total_norm([tensor], 2.0))
 
 
