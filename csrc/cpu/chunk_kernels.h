@@ -24,7 +24,9 @@ using fastclip::ChunkKernels;
 constexpr int kLanes = 16;                // two vectors of AVX-512, eight of SSE2
 constexpr int kSums = kLanes / kDoubles;  // vectors that hold the lanes
 constexpr int kParts = kLanes / kFloats;  // float32 vectors that hold one value per lane
-constexpr int64_t kPrefetchBytes = 1536;  // 8 % faster than none for float32, 30 % for bfloat16
+// On an AMD EPYC (Zen 3), 2 threads, 1 GB: 10 to 26 % faster than none for float32, 19 to 33 % for
+// 16-bit gradients; 768 and 3072 are no better.
+constexpr int64_t kPrefetchBytes = 1536;
 
 // One float64 sum per lane.
 struct LaneSums {

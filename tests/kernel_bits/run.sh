@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-flags="-std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Wno-psabi"
+flags="-std=c++17 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-psabi"
 sources="tests/kernel_bits/kernel_bits.cpp csrc/cpu/dispatch.cpp"
 
 build_x86() {
