@@ -25,10 +25,6 @@ CPU_SLICE_SIZE = 2**19
 GATHERED_SIZE = 2**15
 """CPU tensors below this many elements are gathered first: a copy costs less than the calls."""
 
-FLATTENED_SIZE = 2**10
-"""From this many elements on average they are gathered into a buffer that stays: new memory for
-each batch costs more than a view of each tensor does."""
-
 _CPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -163,26 +159,12 @@ def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
 
 
 def _cpu_batches(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the elements of ``tensors``: small ones gathered, large ones as views.
-
-    A batch may be gone once the next one is asked for.
-    """
-    buffer = tensors[0].new_empty(0)
+    """Yield the elements of ``tensors``: small ones gathered, large ones as views."""
     start, batch_size = 0, 0
-
-    def gather(stop: int) -> Tensor:
-        nonlocal buffer
-        batch = tensors[start:stop]
-        if batch_size < FLATTENED_SIZE * len(batch):
-            return _flatten_dense_tensors(batch)
-        if buffer.numel() < batch_size:
-            buffer = tensors[0].new_empty(CPU_SLICE_SIZE)
-        return torch.cat([t.reshape(-1) for t in batch], out=buffer[:batch_size])
-
     for position, size in enumerate(map(Tensor.numel, tensors)):
         if size >= GATHERED_SIZE or batch_size + size > CPU_SLICE_SIZE:
             if position > start:
-                yield gather(position)
+                yield _flatten_dense_tensors(tensors[start:position])
             start, batch_size = position, 0
         if size >= GATHERED_SIZE:
             yield from slices_of(tensors[position], CPU_SLICE_SIZE)
@@ -190,4 +172,4 @@ def _cpu_batches(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
         else:
             batch_size += size
     if len(tensors) > start:
-        yield gather(len(tensors))
+        yield _flatten_dense_tensors(tensors[start:])
