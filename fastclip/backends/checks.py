@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,33 @@ PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 """Types without behaviour of their own; any other type may redefine every operation."""
 
 
+class PlainTensors(list[Tensor]):
+    """Tensors that ``are_plain``. What one step reads of them all, the next need not read again."""
+
+    @cached_property
+    def addresses(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return list(map(Tensor.numel, self))
+
+    @cached_property
+    def dtypes(self) -> set[torch.dtype]:
+        return {t.dtype for t in self}
+
+    @cached_property
+    def devices(self) -> set[torch.device]:
+        return {t.device for t in self}
+
+
+def as_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return ``PlainTensors`` of the tensors if they are plain, else the sequence itself."""
+    if isinstance(tensors, PlainTensors) or not are_plain(tensors):
+        return tensors
+    return PlainTensors(tensors)
+
+
 def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Say whether every tensor is of torch's own types and keeps its elements in strided memory.
 
@@ -24,6 +52,8 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     have no address, or reading a value of theirs on the host fails. Nor are they while forward-mode
     differentiation runs: a tangent would not follow through a buffer.
     """
+    if isinstance(tensors, PlainTensors):
+        return True
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
@@ -33,18 +63,47 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     }
 
 
-def grouped(tensors: Sequence[Tensor], keys: Sequence[Key]) -> dict[Key, Sequence[Tensor]]:
-    """Group tensors by their keys, both in order of appearance."""
-    distinct = dict.fromkeys(keys)
+def without_empty(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Drop the tensors without elements."""
+    if isinstance(tensors, PlainTensors) and 0 not in tensors.sizes:
+        return tensors
+    return as_plain([t for t in tensors if t.numel() > 0])
+
+
+def sizes_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Count the elements of every tensor."""
+    return tensors.sizes if isinstance(tensors, PlainTensors) else [t.numel() for t in tensors]
+
+
+def dtypes_of(tensors: Sequence[Tensor]) -> set[torch.dtype]:
+    """Collect the dtypes of the tensors."""
+    return tensors.dtypes if isinstance(tensors, PlainTensors) else {t.dtype for t in tensors}
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> dict[torch.dtype, Sequence[Tensor]]:
+    """Group tensors by dtype, both in order of appearance."""
+    return _grouped(tensors, dtypes_of(tensors), lambda t: t.dtype)
+
+
+def by_device(tensors: Sequence[Tensor]) -> dict[torch.device, Sequence[Tensor]]:
+    """Group tensors by device, both in order of appearance."""
+    is_known = isinstance(tensors, PlainTensors)
+    devices = tensors.devices if is_known else {t.device for t in tensors}
+    return _grouped(tensors, devices, lambda t: t.device)
+
+
+def _grouped(
+    tensors: Sequence[Tensor], distinct: set[Key], key_of: Callable[[Tensor], Key]
+) -> dict[Key, Sequence[Tensor]]:
     if len(distinct) == 1:
-        return {keys[0]: tensors}
-    return {
-        wanted: [t for t, key in zip(tensors, keys, strict=True) if key == wanted]
-        for wanted in distinct
-    }
+        return {next(iter(distinct)): tensors}
+    groups: dict[Key, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(key_of(tensor), []).append(tensor)
+    return {key: as_plain(group) for key, group in groups.items()}
 
 
-def unique_gradients(grads: Sequence[Tensor]) -> list[Tensor]:
+def unique_gradients(grads: Sequence[Tensor]) -> Sequence[Tensor]:
     """Drop every gradient that is one already in the list, keeping the order.
 
     The same address, element count, dtype and strides make the same gradient. Tensors without an
@@ -58,8 +117,9 @@ def unique_gradients(grads: Sequence[Tensor]) -> list[Tensor]:
     """
     if torch.compiler.is_compiling():
         return _unique_objects(grads)
-    if are_plain(grads) and len(set(map(Tensor.data_ptr, grads))) == len(grads):
-        return list(grads)
+    grads = as_plain(grads)
+    if isinstance(grads, PlainTensors) and len(set(grads.addresses)) == len(grads):
+        return grads
     unique: dict[Hashable, Tensor] = {}
     for grad in grads:
         unique.setdefault(identity(grad), grad)
@@ -106,9 +166,12 @@ def check_writable(grads: Sequence[Tensor]) -> None:
     if not torch.is_inference_mode_enabled():
         for frozen in filter(Tensor.is_inference, grads):
             frozen.mul_(1)  # raises; by 1, because torch notices only after it has written
-    for immutable in filter(Tensor._is_zerotensor, grads):
-        immutable.mul_(1)  # raises
-    if are_plain(grads) and all(map(Tensor.is_contiguous, grads)):
+    grads = as_plain(grads)
+    is_plain = isinstance(grads, PlainTensors)
+    if not is_plain or 0 in grads.addresses:
+        for immutable in filter(Tensor._is_zerotensor, grads):
+            immutable.mul_(1)  # raises
+    if is_plain and all(map(Tensor.is_contiguous, grads)):
         return
     for expanded in filter(_is_expanded, grads):
         expanded.mul_(1)  # raises before it writes

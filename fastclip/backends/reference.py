@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import sharded, upcast
-from .checks import are_plain, grouped
+from .checks import PlainTensors, as_plain, by_device, dtypes_of, without_empty
 from .checks import check_foreach as check_foreach
 from .checks import check_writable as check_writable
 from .checks import identity as identity
@@ -48,9 +48,10 @@ def total_norm(
     Raises:
         RuntimeError: a tensor is of an integer dtype, or ``foreach=True`` on a device without it.
     """
+    tensors = as_plain(tensors)
     check_foreach(tensors, foreach)
     _check_dtypes(tensors)
-    held = [t for t in tensors if t.numel() > 0]
+    held = without_empty(tensors)
     # Only for p > 0 may the elements be divided freely.
     is_divisible = norm_type > 0 and foreach is not False
     norms = _part_norms(held, norm_type) if is_divisible else _single_norms(held, norm_type)
@@ -152,14 +153,14 @@ def _part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
     """Compute float64 norms of parts of ``tensors``, none of which is empty."""
     norms: list[Tensor] = []
     whole_tensors = tensors
-    if not are_plain(tensors):
+    if not isinstance(tensors, PlainTensors):
         whole_tensors = [t for t in tensors if not sharded.is_dtensor(t)]
         for shards in sharded.by_sharding(tensors):
             held = [t for t in shards.tensors if t.numel() > 0]
             parts = upcast.part_norms(held, norm_type)
             merged = upcast.merge_slices(torch.stack(parts), norm_type) if parts else None
             norms.extend(shards.merge([merged], norm_type))
-    for group in grouped(whole_tensors, [t.device for t in whole_tensors]).values():
+    for group in by_device(whole_tensors).values():
         norms.extend(upcast.part_norms(group, norm_type))
     return norms
 
@@ -178,12 +179,12 @@ def _single_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
 
 
 def _result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    dtypes = {t.dtype for t in tensors}
+    dtypes = dtypes_of(tensors)
     is_wide = torch.float64 in dtypes or torch.complex128 in dtypes
     return torch.float64 if is_wide else torch.float32
 
 
 def _check_dtypes(tensors: Sequence[Tensor]) -> None:
-    for dtype in {t.dtype for t in tensors}:
+    for dtype in dtypes_of(tensors):
         if not (dtype.is_floating_point or dtype.is_complex):
             torch.linalg.vector_norm(torch.empty(0, dtype=dtype))  # raises torch's error

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.utils._foreach_utils import _device_has_foreach_support
 
 from . import sharded, upcast
-from .checks import are_plain, check_foreach, check_writable, grouped
+from .checks import (
+    PlainTensors,
+    are_plain,
+    as_plain,
+    by_device,
+    by_dtype,
+    check_foreach,
+    check_writable,
+)
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 _SCALABLE = (*_SIXTEEN_BIT, torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -34,7 +42,8 @@ def scale_(grads: Sequence[Tensor], clip_coef: Tensor, *, foreach: bool | None =
     """
     check_foreach(grads, foreach)
     clip_coef = _as_scalar(clip_coef, foreach)
-    is_plain = are_plain([*grads, clip_coef])
+    grads = as_plain(grads)
+    is_plain = isinstance(grads, PlainTensors) and are_plain([clip_coef])
     targets = grads if is_plain else [_written_tensor(grad) for grad in grads]
     check_writable(targets)
     groups = _by_device_and_dtype(targets)
@@ -119,8 +128,8 @@ def _by_device_and_dtype(
 ) -> list[tuple[torch.device, torch.dtype, Sequence[Tensor]]]:
     return [
         (device, dtype, group)
-        for device, near in grouped(tensors, [t.device for t in tensors]).items()
-        for dtype, group in grouped(near, [t.dtype for t in near]).items()
+        for device, near in by_device(tensors).items()
+        for dtype, group in by_dtype(near).items()
     ]
 
 

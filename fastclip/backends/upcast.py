@@ -14,16 +14,19 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.utils._foreach_utils import _device_has_foreach_support
 
-from .checks import are_plain, grouped
+from .checks import are_plain, by_dtype, sizes_of
 
 MAX_SLICE_SIZE = 2**24
 """Elements converted at once at most: 128 MB of float64, 256 MB of complex128."""
 
-CPU_SLICE_SIZE = 2**19
-"""The same on the CPU: 4 MB should stay in the cache, and a slice pays for starting the threads."""
+CPU_SLICE_SIZE = 2**18
+"""The same on the CPU: 2 MB should stay in the cache, and a slice pays for starting the threads."""
 
 GATHERED_SIZE = 2**15
 """CPU tensors below this many elements are gathered first: a copy costs less than the calls."""
+
+_SPARE_ROOM = 2**14
+"""Elements by which the room for a batch is larger: small allocations take some of it."""
 
 _CPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,7 +47,7 @@ def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
         return [tensor_norm(t, norm_type) for t in tensors]
     norms: list[Tensor] = []
     device = tensors[0].device
-    for dtype, group in grouped(tensors, [t.dtype for t in tensors]).items():
+    for dtype, group in by_dtype(tensors).items():
         if device.type == "cpu" and dtype in _CPU_DTYPES:
             norms.extend(_cpu_norm(part, norm_type) for part in _cpu_parts(group, norm_type))
         elif dtype.is_floating_point and _device_has_foreach_support(device):
@@ -148,20 +151,23 @@ def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
     if norm_type == math.inf or tensors[0].dtype == torch.float64:
         yield from _cpu_batches(tensors)
         return
-    buffer = torch.empty(0, dtype=torch.float64, device="cpu")
+    size = min(max(CPU_SLICE_SIZE, GATHERED_SIZE), sum(sizes_of(tensors)))
+    # glibc cannot reuse the room of a freed batch for one of the same size (both are aligned), and
+    # new pages cost more than the copy. Room for one batch and more, freed here, serves them all.
+    room = torch.empty(size + _SPARE_ROOM, dtype=tensors[0].dtype, device="cpu")
+    buffer = torch.empty(size, dtype=torch.float64, device="cpu")
+    del room
     for part in _cpu_batches(tensors):
-        size = part.numel()
-        if buffer.numel() < size:
-            buffer = torch.empty(size, dtype=torch.float64, device="cpu")
-        wide = buffer[:size]
+        wide = buffer[: part.numel()]
         wide.view(part.shape).copy_(part)
+        del part
         yield wide
 
 
 def _cpu_batches(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield the elements of ``tensors``: small ones gathered, large ones as views."""
     start, batch_size = 0, 0
-    for position, size in enumerate(map(Tensor.numel, tensors)):
+    for position, size in enumerate(sizes_of(tensors)):
         if size >= GATHERED_SIZE or batch_size + size > CPU_SLICE_SIZE:
             if position > start:
                 yield _flatten_dense_tensors(tensors[start:position])
