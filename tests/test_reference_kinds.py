@@ -112,6 +112,7 @@ def test_every_way_of_slicing_gives_the_norm(
     monkeypatch.setattr(upcast, "CPU_SLICE_SIZE", slice_size)
     monkeypatch.setattr(upcast, "MAX_SLICE_SIZE", slice_size)
     monkeypatch.setattr(upcast, "GATHERED_SIZE", 40)
+    monkeypatch.setattr(upcast, "BATCH_SIZE", max(slice_size, 40))
     sizes = (1, 39, 40, 41, 3, 99, 100, 101, 1, 1, 30, 30, 30, 30, 500, 7)
     for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.complex64):
         grads = [gradient(size, dtype, size) for size in sizes]
