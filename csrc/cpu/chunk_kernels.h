@@ -27,6 +27,7 @@ constexpr int kParts = kLanes / kFloats;  // float32 vectors that hold one value
 // On an AMD EPYC (Zen 3), 2 threads, 1 GB: 10 to 26 % faster than none for float32, 19 to 33 % for
 // 16-bit gradients; 768 and 3072 are no better.
 constexpr int64_t kPrefetchBytes = 1536;
+constexpr int kLineBytes = 64;  // of a cache, on every CPU that we know
 
 // One float64 sum per lane.
 struct LaneSums {
@@ -79,10 +80,11 @@ struct Wide<Float64> {
   [[gnu::always_inline]] explicit Wide(const char* p) { memcpy(values, p, sizeof(values)); }
 };
 
-// Asks for what the loop will read next. Not past the end: around a small tensor that would fetch
-// as much again, in vain.
+// Asks for what the loop will read next. Not past the last byte: around a small tensor that would
+// fetch as much again, in vain.
 [[gnu::always_inline]] inline void prefetch_ahead(const char* p, const char* end) {
-  __builtin_prefetch(p + (end - p < kPrefetchBytes ? end - p : kPrefetchBytes));
+  const int64_t last = end - p - 1;
+  __builtin_prefetch(p + (last < kPrefetchBytes ? last : kPrefetchBytes));
 }
 
 // Calls step(block) for every whole block of kElements and once for the zero-padded tail.
@@ -92,7 +94,7 @@ template <int kElements, int kSize, typename Step>
   const char* const end = p + count / kElements * kElements * kSize;
   for (; p != end; p += kElements * kSize) {
 #pragma GCC unroll 8
-    for (int line = 0; line < kElements * kSize; line += 64) prefetch_ahead(p + line, end);
+    for (int i = 0; i < kElements * kSize; i += kLineBytes) prefetch_ahead(p + i, end);
     step(p);
   }
   if (const int64_t rest = count % kElements; rest != 0) {
@@ -258,10 +260,12 @@ template <int kSize, typename Step>
   char* to = static_cast<char*>(target);
   const int64_t bytes = count * kSize;
   int64_t at = 0;
-  for (; at + kVectorBytes <= bytes; at += kVectorBytes) {
+  for (; at + kLineBytes <= bytes; at += kLineBytes) {
     prefetch_ahead(from + at, from + bytes);
-    step(from + at, to + at);
+#pragma GCC unroll 8
+    for (int i = 0; i < kLineBytes; i += kVectorBytes) step(from + at + i, to + at + i);
   }
+  for (; at + kVectorBytes <= bytes; at += kVectorBytes) step(from + at, to + at);
   if (at < bytes) {
     char tail[kVectorBytes] = {};
     memcpy(tail, from + at, bytes - at);
