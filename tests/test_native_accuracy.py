@@ -1,5 +1,6 @@
 """The native norm is within 2 x 2^-24 of float64's: on the whole range, hard data and any size."""
 
+import decimal
 import math
 from collections.abc import Callable, Iterator
 
@@ -124,6 +125,23 @@ def test_an_overflowing_norm_of_finite_gradients_names_none() -> None:
     with pytest.raises(_C.NonFiniteError) as raised:
         _C.get_total_norm([torch.full((16,), 3e38)], 2.0, True, None)
     assert raised.value.args[1] == []
+
+
+@pytest.mark.parametrize("norm_type", [1.5, 3.0, 7.0])
+@pytest.mark.parametrize("exponent", [-40, -20, 0, 20, 40])
+def test_float64_norms_of_other_powers_lose_only_what_one_over_p_loses(
+    norm_type: float, exponent: int
+) -> None:
+    values = [3.7 * 10.0**exponent, -1.9 * 10.0**exponent, 5.1 * 10.0**exponent]
+    with decimal.localcontext(decimal.Context(prec=50)):
+        powers = [abs(decimal.Decimal(value)) ** decimal.Decimal(norm_type) for value in values]
+        expected = sum(powers) ** (1 / decimal.Decimal(norm_type))
+        tensor = torch.tensor(values, dtype=torch.float64)
+        norm = decimal.Decimal(_C.get_total_norm([tensor], norm_type, False, None).item())
+        off = float(abs(norm - expected) / expected)
+        # 1/p is off by at most 2^-53 of itself, and the norm by ln(norm) times that; the powers,
+        # their sum and the root add a few roundings.
+        assert off <= (abs(float(expected.ln())) + 4) * 2.0**-53
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 3.5])

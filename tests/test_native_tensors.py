@@ -55,6 +55,19 @@ def test_dense_layouts_are_walked_as_their_storage(dtype: torch.dtype) -> None:
     assert [layout.stride() for layout in layouts] == strides
 
 
+def test_subclasses_without_dispatch_are_scaled_in_memory_and_the_norm_is_plain() -> None:
+    class Marked(Tensor):
+        pass
+
+    values = random_tensor(33, torch.float32)
+    original = values.clone()
+    marked = values.as_subclass(Marked)
+    total_norm = clip([marked])
+    assert (type(marked), type(total_norm)) == (Marked, Tensor)
+    assert oracle.is_norm(total_norm.item(), oracle.total_norm([original], 2.0), torch.float32)
+    assert same_bits(values, scaled(original, 0.5, total_norm))
+
+
 def test_bucket_views_in_any_order_are_separate_gradients() -> None:
     bucket = random_tensor(1000, torch.float32)
     views = [bucket[0:100].view(10, 10), bucket[100:101], bucket[101:101], bucket[101:1000]]

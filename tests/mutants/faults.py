@@ -20,6 +20,7 @@ class Fault:
         old: the text to replace; it must stand in the file exactly once.
         new: what replaces it.
         tests: ``file.py::test_name``, in tests/; at least one must fail.
+        needs_two_sets: only another instruction set, without the fault, can show it.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Fault:
     old: str
     new: str
     tests: tuple[str, ...]
+    needs_two_sets: bool = False
 
 
 # Those that need the binding compiled, which takes longest, come first.
@@ -191,6 +193,7 @@ FAULTS = (
         "constexpr int kLanes = 16;",
         "constexpr int kLanes = 32;",
         ("test_native_bits.py::test_same_bits_for_each_instruction_set",),
+        needs_two_sets=True,
     ),
     Fault(
         "a product and a sum are contracted into one operation",
@@ -199,6 +202,7 @@ FAULTS = (
         "for (int k = 0; k < kDoubles; ++k) lanes.sums[i][k] = "
         "__builtin_fma(x.values[i][k], x.values[i][k], lanes.sums[i][k]);",
         ("test_native_bits.py::test_same_bits_of_short_norms_for_each_instruction_set",),
+        needs_two_sets=True,
     ),
     Fault(
         "float16 and bfloat16 are mixed up in a scale",
