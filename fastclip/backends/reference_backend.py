@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from . import reference
 from .base import NO_CLIP_YET, NonFiniteError
@@ -134,8 +136,13 @@ def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def check_finite(total_norm: Tensor, sources: Sequence[Tensor | None]) -> None:
     """Raise ``NonFiniteError`` when ``total_norm`` is inf or nan. Synchronises with its device."""
-    if bool(torch.isfinite(total_norm)):
-        return
+    if not bool(torch.isfinite(total_norm)):
+        _name_nonfinite(sources)
+
+
+# Outside the graph: torch.compile of torch 2.10 cannot raise our exception.
+@_disable_dynamo
+def _name_nonfinite(sources: Sequence[Tensor | None]) -> NoReturn:
     held = [(position, t) for position, t in enumerate(sources) if t is not None]
     bad = reference.nonfinite_positions([t for _, t in held])
     raise NonFiniteError([held[i][0] for i in bad])
