@@ -135,6 +135,7 @@ at::Tensor clip_grad_norm_(const py::list& parameters, double max_norm, double n
                            bool error_if_nonfinite) {
   check_norm_type(norm_type);
   Gradients gradients = collect_parameters(parameters, true);
+  const KeepDenormals keep_denormals;
   const Reduction reduction = reduce(gradients, norm_type, gradients.has_float64);
   return clip(gradients, reduction, max_norm, error_if_nonfinite);
 }
@@ -143,6 +144,7 @@ at::Tensor get_total_norm(const py::list& tensors, double norm_type, bool error_
                           std::optional<at::ScalarType> dtype) {
   check_norm_type(norm_type);
   Gradients gradients = collect_tensors(tensors);
+  const KeepDenormals keep_denormals;
   const bool is_float64 = dtype ? *dtype == at::kDouble : gradients.has_float64;
   const Reduction reduction = reduce(gradients, norm_type, is_float64);
   if (error_if_nonfinite) check_finite(gradients, reduction);
@@ -157,6 +159,7 @@ void clip_grads_with_norm_(const py::list& parameters, double max_norm,
     throw Unsupported{{"total_norm must be a 0-dim floating-point tensor on the CPU"}};
   }
   const Gradients gradients = collect_parameters(parameters, true);
+  const KeepDenormals keep_denormals;
   const bool is_float64 = dtype == DType::kFloat64;
   scale(gradients, clip_coefficient(total_norm.item<double>(), max_norm, is_float64));
 }
@@ -164,7 +167,9 @@ void clip_grads_with_norm_(const py::list& parameters, double max_norm,
 // torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
 // negative and NaN bounds: those go to the reference backend.
 void check_clip_value(const Gradients& gradients, double clip_value) {
-  if (!(clip_value >= 0)) throw Unsupported{{"clip_value must not be negative or nan"}};
+  if (std::signbit(clip_value) || std::isnan(clip_value)) {
+    throw Unsupported{{"clip_value must not be negative or nan"}};
+  }
   if (std::isinf(clip_value)) return;
   for (const TensorEntry& entry : gradients.entries) {
     if (c10::overflows<c10::Half, double>(clip_value) && entry.dtype == DType::kFloat16) {
@@ -184,6 +189,7 @@ void clip_grad_value_(const py::list& parameters, double clip_value) {
   check_clip_value(gradients, clip_value);
   bump_versions(gradients);
   const WithoutGil without_gil(gradients);
+  const KeepDenormals keep_denormals;
   clamp_entries(gradients.list, clip_value);
 }
 
@@ -196,6 +202,7 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
     results.push_back(at::empty_like(owner_of(tensor)));
     targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
   }
+  const KeepDenormals keep_denormals;
   const WithoutGil without_gil(gradients);
   scale_entries_into(gradients.list, targets, clip_coef);
   return results;
@@ -213,6 +220,7 @@ class ParameterList {
   at::Tensor clip_grad_norm_(double max_norm, double norm_type, bool error_if_nonfinite) {
     check_norm_type(norm_type);
     Gradients gradients = collect();
+    const KeepDenormals keep_denormals;
     const auto last = std::make_shared<const Last>(
         Last{reduce(gradients, norm_type, gradients.has_float64), gradients.entry_of_source});
     last_ = last;  // another thread may replace it while the GIL is released
@@ -229,6 +237,7 @@ class ParameterList {
   // One norm per parameter, 0 where `.grad` was None; made on demand from the last clip's sums.
   at::Tensor parameter_norms() const {
     TORCH_CHECK(last_ != nullptr, "ParameterList: parameter_norms needs a clip first");
+    const KeepDenormals keep_denormals;
     return last_->reduction.is_float64 ? last_norms<double>(at::kDouble)
                                        : last_norms<float>(at::kFloat);
   }

@@ -128,20 +128,3 @@ def test_reading_and_failing_leave_the_version() -> None:
         fastclip.clip_grad_norm_(parameters_of([gradient]), 1.0, 2.0, True, backend="native")
     assert gradient._version == 0
     assert gradient_of(parameters_of([gradient])[0]).tolist() == [1.0, math.inf]
-
-
-def test_a_grad_property_may_drop_the_gradients_before_it() -> None:
-    parameters = parameters_of([torch.full((1000,), 3.0), torch.full((1000,), 4.0)])
-    reused: list[Tensor] = []
-
-    def drop_the_others() -> Tensor:
-        for parameter in parameters:
-            parameter.grad = None
-        # Where the gradients were, if nobody holds them.
-        reused.extend(torch.full((1000,), math.nan) for _ in range(20))
-        return torch.zeros(2)
-
-    objects = cast("list[Tensor]", [*parameters, Computed(drop_the_others)])
-    total_norm = fastclip.clip_grad_norm_(objects, 1.0, backend="native")
-    assert total_norm.item() == pytest.approx(math.sqrt(25_000.0))
-    assert all(bool(tensor.isnan().all()) for tensor in reused)

@@ -99,8 +99,9 @@ def test_a_parameter_given_twice_is_clipped_once() -> None:
         lambda tensor: tensor[:],
         lambda tensor: torch.from_numpy(tensor.numpy()),
         lambda tensor: torch.frombuffer(tensor.numpy(), dtype=tensor.dtype),
+        torch.from_dlpack,
     ],
-    ids=["data", "detach", "view", "from_numpy", "frombuffer"],
+    ids=["data", "detach", "view", "from_numpy", "frombuffer", "dlpack"],
 )
 def test_an_alias_of_a_gradient_is_clipped_once_and_both_versions_tell(
     alias: Callable[[Tensor], Tensor],
@@ -135,8 +136,9 @@ def test_total_norm_counts_every_tensor_it_is_given() -> None:
         lambda bucket: [bucket.view(10, 10), bucket.view(10, 10).t()],
         lambda bucket: [bucket, bucket.view(torch.bfloat16)],
         lambda bucket: [bucket[10:20], torch.from_numpy(bucket.numpy())],
+        lambda bucket: [bucket, torch.from_dlpack(bucket)[1:]],
     ],
-    ids=["tail", "head", "within", "three", "transposed", "dtype", "numpy"],
+    ids=["tail", "head", "within", "three", "transposed", "dtype", "numpy", "dlpack"],
 )
 def test_partial_overlap_is_refused_by_native_and_done_by_reference(
     views: Callable[[Tensor], list[Tensor]],

@@ -257,3 +257,9 @@ def test_zero_tensor_is_refused_before_any_write() -> None:
         with pytest.raises(RuntimeError, match="ZeroTensors are immutable"):
             reference.clamp_(grads, 1.0)
         assert torch.equal(grads[0], torch.full((4,), 7.0, dtype=dtype))
+
+
+def test_a_column_and_its_transpose_are_the_same_gradient() -> None:
+    column = torch.ones(6, 1)
+    assert column.stride() == column.t().stride()
+    assert len(reference.unique_gradients([column, column.t()])) == 1

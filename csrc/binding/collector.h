@@ -4,6 +4,7 @@
 #include <ATen/MemoryOverlap.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -131,12 +132,30 @@ class Collector {
   // gradients that overlap only in part are left to the reference backend, which takes them one
   // after another.
   Gradients finish_parameters() {
+    if (python_ran_) pack_again();
+    throw_reasons();
     drop_duplicates();
-    return finish_tensors();
+    return finish();
   }
 
   Gradients finish_tensors() {
+    if (python_ran_) pack_again();
+    return finish();
+  }
+
+ private:
+  struct Span {
+    const char* begin;
+    const char* end;
+    int32_t entry;
+  };
+
+  void throw_reasons() {
     if (!reasons_.empty()) throw Unsupported{std::move(reasons_)};
+  }
+
+  Gradients finish() {
+    throw_reasons();
     int64_t total_count = 0;
     for (const TensorEntry& entry : gradients_.entries) total_count += entry.count;
     TensorList& list = gradients_.list;
@@ -157,14 +176,8 @@ class Collector {
     return std::move(gradients_);
   }
 
- private:
-  struct Span {
-    const char* begin;
-    const char* end;
-    int32_t entry;
-  };
-
   void prepare_for_python() {
+    python_ran_ = true;
     ahead_.forget();
     gradients_.own();
   }
@@ -181,26 +194,27 @@ class Collector {
     }
   }
 
-  void add(const at::Tensor& grad) {
+  // Fills `entry` from a plain gradient; false for any other.
+  bool pack(const at::Tensor& grad, TensorEntry* entry) const {
     c10::TensorImpl* const impl = grad.unsafeGetTensorImpl();
     const c10::Storage& storage = impl->unsafe_storage();
-    TensorEntry entry{};
-    const bool is_plain = impl->key_set() == plain_cpu_keys() && storage &&
-                          to_dtype(grad.scalar_type(), &entry.dtype) &&
-                          impl->is_non_overlapping_and_dense() && !has_tangent(grad);
-    if (is_plain) {
-      // Copy-on-write storage becomes this tensor's own here, before pointers are compared.
-      const void* const base = writes_ ? storage.mutable_data() : storage.data();
-      entry.data = static_cast<char*>(const_cast<void*>(base));
-      entry.count = impl->numel();
-      if (entry.count > 0) entry.data += impl->storage_offset() * element_size(entry.dtype);
+    if (impl->key_set() != plain_cpu_keys() || !storage ||
+        !to_dtype(grad.scalar_type(), &entry->dtype) || !impl->is_non_overlapping_and_dense() ||
+        has_tangent(grad)) {
+      return false;
     }
-    if (!is_plain || reinterpret_cast<uintptr_t>(entry.data) % element_size(entry.dtype) != 0) {
-      check_writable(grad);
-      const std::string reason = why_unsupported(grad);
-      if (std::find(reasons_.begin(), reasons_.end(), reason) == reasons_.end()) {
-        reasons_.push_back(reason);
-      }
+    // Copy-on-write storage becomes this tensor's own here, before pointers are compared.
+    const void* const base = writes_ ? storage.mutable_data() : storage.data();
+    entry->data = static_cast<char*>(const_cast<void*>(base));
+    entry->count = impl->numel();
+    if (entry->count > 0) entry->data += impl->storage_offset() * element_size(entry->dtype);
+    return reinterpret_cast<uintptr_t>(entry->data) % element_size(entry->dtype) == 0;
+  }
+
+  void add(const at::Tensor& grad) {
+    TensorEntry entry{};
+    if (!pack(grad, &entry)) {
+      refuse(grad);
       return skip();
     }
     const auto index = static_cast<int32_t>(gradients_.entries.size());
@@ -209,16 +223,42 @@ class Collector {
     gradients_.add(grad, entry);
   }
 
+  // A copy of the tensor: what is asked of a wrapper may run its Python code, which may replace it.
+  void refuse(const at::Tensor grad) {
+    prepare_for_python();
+    check_writable(grad);
+    const std::string reason = why_unsupported(grad);
+    if (std::find(reasons_.begin(), reasons_.end(), reason) == reasons_.end()) {
+      reasons_.push_back(reason);
+    }
+  }
+
+  // Python code that ran in the walk may have resized a gradient or viewed one that was read
+  // before.
+  void pack_again() {
+    for (size_t i = 0; i < gradients_.entries.size(); ++i) {
+      TensorEntry entry{};
+      if (pack(gradients_.owners[i], &entry)) {
+        gradients_.entries[i] = entry;
+      } else {
+        refuse(gradients_.owners[i]);
+      }
+    }
+    all_may_share_ = true;
+  }
+
   static bool has_tangent(const at::Tensor& grad) {
     return grad.unsafeGetTensorImpl()->autograd_meta() != nullptr && grad._fw_grad(0).defined();
   }
 
   // Another tensor may use the same memory: the storage is shared, or something else than torch's
-  // CPU allocator made it.
-  static bool may_share_memory(const at::Tensor& grad) {
+  // CPU allocator made it. In that case the memory may be any other gradient's (DLPack), whose own
+  // storage shows nothing of it.
+  bool may_share_memory(const at::Tensor& grad) {
     static const c10::DeleterFnPtr default_deleter = c10::GetAllocator(at::kCPU)->raw_deleter();
     const c10::Storage& storage = grad.unsafeGetTensorImpl()->unsafe_storage();
-    return storage.use_count() > 1 || storage.data_ptr().get_deleter() != default_deleter;
+    if (storage.data_ptr().get_deleter() != default_deleter) all_may_share_ = true;
+    return storage.use_count() > 1;
   }
 
   bool are_equal(int32_t a, int32_t b) const {
@@ -233,7 +273,8 @@ class Collector {
     std::vector<int32_t> first_equal;  // per entry, -1 for none; made when a duplicate is found
     find_repeated_tensors(&first_equal);
     find_overlaps(&first_equal);
-    if (reasons_.empty() && !first_equal.empty()) remove_entries(first_equal);
+    throw_reasons();
+    if (!first_equal.empty()) remove_entries(first_equal);
   }
 
   void mark_equal(int32_t first, int32_t entry, std::vector<int32_t>* first_equal) const {
@@ -265,6 +306,10 @@ class Collector {
   // Finds, among the gradients whose memory may be shared, equal ones and those that overlap in
   // part.
   void find_overlaps(std::vector<int32_t>* first_equal) {
+    if (all_may_share_) {
+      sharing_.resize(gradients_.entries.size());
+      std::iota(sharing_.begin(), sharing_.end(), 0);
+    }
     std::vector<Span> spans;
     for (const int32_t i : sharing_) {
       const TensorEntry& entry = gradients_.entries[i];
@@ -319,6 +364,8 @@ class Collector {
   std::vector<int32_t> sharing_;  // entries whose memory may be shared, ascending
   std::vector<std::string> reasons_;
   bool writes_;
+  bool python_ran_ = false;
+  bool all_may_share_ = false;
 };
 
 }  // namespace fastclip

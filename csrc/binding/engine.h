@@ -25,7 +25,8 @@ inline int64_t elements_of_chunk(const TensorList& list, const TensorEntry& entr
 }
 
 // torch.set_flush_denormal sets a mode of single threads, and which thread takes a chunk is chance:
-// the bits would be, too. The mode is off while a thread works here.
+// the bits would be, too. The mode is off while a thread works here, and from the first sum to the
+// coefficient in the thread that calls.
 class KeepDenormals {
  public:
   KeepDenormals() : saved_(read()) { write(saved_ & ~kFlushes); }

@@ -48,17 +48,19 @@ struct Gradients {
   std::vector<c10::TensorImpl*> duplicates;  // other tensors over the memory of an entry
   std::vector<int32_t> entry_of_source;      // per parameter; -1 where `.grad` is None
   std::vector<ChunkSpan> spans;
-  std::vector<at::Tensor> owners;  // of every tensor once `is_owned`, else none
+  std::vector<at::Tensor> owners;  // of every one of `tensors` and `duplicates` once `is_owned`
   bool is_owned = false;
   bool has_float64 = false;
   TensorList list{};
 
-  // Before other Python code may run: it may drop any gradient.
+  // Before other Python code may run, in this thread or in one that takes the GIL: it may drop any
+  // gradient.
   void own() {
     if (is_owned) return;
     is_owned = true;
-    owners.reserve(tensors.capacity());
+    owners.reserve(tensors.capacity() + duplicates.size());
     for (c10::TensorImpl* const impl : tensors) owners.push_back(owner_of(impl));
+    for (c10::TensorImpl* const impl : duplicates) owners.push_back(owner_of(impl));
   }
 
   void add(const at::Tensor& tensor, const TensorEntry& entry) {

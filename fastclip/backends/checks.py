@@ -148,7 +148,7 @@ def identity(grad: Tensor) -> Hashable:
     address = grad.data_ptr() if are_plain([grad]) else 0
     if address == 0:
         return id(grad)
-    return address, grad.shape, grad.dtype, grad.stride(), grad.device
+    return address, grad.numel(), grad.dtype, grad.stride(), grad.device
 
 
 def check_writable(grads: Sequence[Tensor]) -> None:

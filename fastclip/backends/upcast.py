@@ -44,7 +44,7 @@ def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
         norm_type: the p of the p-norm.
 
     Returns:
-        0-dim float64 tensors on that device; how many depends on the sizes alone.
+        0-dim float64 tensors on that device; how many depends on sizes, dtypes and strides.
     """
     if not are_plain(tensors):
         return [tensor_norm(t, norm_type) for t in tensors]
@@ -142,7 +142,7 @@ def _cpu_norm(part: Tensor, norm_type: float) -> Tensor:
         return part.abs().sum()
     if norm_type == math.inf:
         lowest, highest = torch.aminmax(part)
-        return torch.maximum(-lowest, highest).to(torch.float64)
+        return torch.maximum(-lowest, highest).abs().to(torch.float64)  # no -0.0
     return _norm(part, norm_type, torch.float64)
 
 
