@@ -106,7 +106,7 @@ def _grouped(
 def unique_gradients(grads: Sequence[Tensor]) -> Sequence[Tensor]:
     """Drop every gradient that is one already in the list, keeping the order.
 
-    The same address, element count, dtype and strides make the same gradient. Tensors without an
+    The same address, dtype, strides and sizes other than 1 make the same gradient. Tensors without an
     address (meta, fake, sparse, subclasses, empty ones) are equal to themselves alone.
 
     Args:
@@ -148,7 +148,9 @@ def identity(grad: Tensor) -> Hashable:
     address = grad.data_ptr() if are_plain([grad]) else 0
     if address == 0:
         return id(grad)
-    return address, grad.numel(), grad.dtype, grad.stride(), grad.device
+    # A dimension of one element has any stride: a column is its own transpose.
+    sizes = tuple(size for size in grad.shape if size != 1)
+    return address, sizes, grad.dtype, grad.stride(), grad.device
 
 
 def check_writable(grads: Sequence[Tensor]) -> None:

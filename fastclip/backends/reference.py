@@ -76,6 +76,8 @@ def tensor_norms(
         RuntimeError: a tensor is of an integer dtype.
     """
     _check_dtypes(tensors)
+    if dtype == torch.float64 and isinstance(tensors, PlainTensors):
+        return _single_norms(tensors, norm_type)
     return [
         norm.to(_result_dtype([t]) if dtype is None else dtype)
         for norm, t in zip(_single_norms(tensors, norm_type), tensors, strict=True)
@@ -167,11 +169,12 @@ def _part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
 
 def _single_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
     """Compute one float64 norm for each tensor."""
-    norms = {
-        i: upcast.tensor_norm(t, norm_type)
-        for i, t in enumerate(tensors)
-        if not sharded.is_dtensor(t)
-    }
+    tensors = as_plain(tensors)
+    if isinstance(tensors, PlainTensors):
+        return upcast.tensor_norms(tensors, norm_type)
+    whole = [i for i, t in enumerate(tensors) if not sharded.is_dtensor(t)]
+    single = upcast.tensor_norms([tensors[i] for i in whole], norm_type)
+    norms = dict(zip(whole, single, strict=True))
     for shards in sharded.by_sharding(tensors):
         held = [upcast.tensor_norm(t, norm_type) if t.numel() else None for t in shards.tensors]
         norms.update(zip(shards.positions, shards.merge(held, norm_type), strict=True))

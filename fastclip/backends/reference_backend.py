@@ -116,14 +116,14 @@ def _spread(
     total_norm: Tensor,
 ) -> Tensor:
     """Give every parameter the norm of its gradient: shared gradients repeat, None gives 0."""
-    norm_of = {
-        reference.identity(grad): reference.whole(norm)
-        for grad, norm in zip(unique, norms, strict=True)
-    }
     nothing = torch.zeros((), dtype=total_norm.dtype, device=total_norm.device)
-    spread = [
-        nothing if grad is None else norm_of[reference.identity(grad)].to(nothing) for grad in grads
-    ]
+    values = [reference.whole(norm).to(nothing) for norm in norms]
+    if len(unique) == sum(grad is not None for grad in grads):
+        each = iter(values)
+        spread = [nothing if grad is None else next(each) for grad in grads]
+    else:
+        norm_of = dict(zip(map(reference.identity, unique), values, strict=True))
+        spread = [nothing if grad is None else norm_of[reference.identity(grad)] for grad in grads]
     return torch.stack(spread) if spread else nothing.new_zeros(0)
 
 

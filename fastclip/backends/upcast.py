@@ -85,6 +85,31 @@ def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
     return norms[0] if len(norms) == 1 else merge_slices(torch.stack(norms), norm_type)
 
 
+def tensor_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
+    """Compute the norm of each tensor, as ``tensor_norm`` does; small ones on the CPU together.
+
+    Args:
+        tensors: floating point or complex tensors of any kind.
+        norm_type: the p of the p-norm, any float.
+
+    Returns:
+        0-dim tensors, in the order of ``tensors``.
+    """
+    small: dict[torch.dtype, list[int]] = {}
+    if are_plain(tensors):
+        for position, t in enumerate(tensors):
+            if t.is_cpu and t.dtype in _CPU_DTYPES and 0 < t.numel() < GATHERED_SIZE:
+                small.setdefault(t.dtype, []).append(position)
+    norms: dict[int, Tensor] = {}
+    for positions in small.values():
+        group = [tensors[position] for position in positions]
+        norms.update(zip(positions, _small_norms(group, norm_type), strict=True))
+    return [
+        norms[position] if position in norms else tensor_norm(t, norm_type)
+        for position, t in enumerate(tensors)
+    ]
+
+
 def merge_slices(norms: Tensor, norm_type: float) -> Tensor:
     """Merge the norms of the slices of one tensor, along dimension 0."""
     # The norm for p = 0 counts elements, and counts add up.
@@ -144,6 +169,19 @@ def _cpu_norm(part: Tensor, norm_type: float) -> Tensor:
         lowest, highest = torch.aminmax(part)
         return torch.maximum(-lowest, highest).abs().to(torch.float64)  # no -0.0
     return _norm(part, norm_type, torch.float64)
+
+
+def _small_norms(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
+    """Yield the norm of each of many tensors that ``_cpu_batches`` gathers."""
+    sizes = iter(sizes_of(tensors))
+    for part in _cpu_parts(tensors, norm_type):
+        gathered: list[int] = []
+        left = part.numel()
+        while left > 0:
+            gathered.append(next(sizes))
+            left -= gathered[-1]
+        foreach_norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+        yield from foreach_norm(part.split_with_sizes(gathered), norm_type, torch.float64)
 
 
 def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
