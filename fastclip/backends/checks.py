@@ -106,8 +106,8 @@ def _grouped(
 def unique_gradients(grads: Sequence[Tensor]) -> Sequence[Tensor]:
     """Drop every gradient that is one already in the list, keeping the order.
 
-    The same address, dtype, strides and sizes other than 1 make the same gradient. Tensors without an
-    address (meta, fake, sparse, subclasses, empty ones) are equal to themselves alone.
+    The same address, dtype, strides and sizes other than 1 make the same gradient. Tensors without
+    an address (meta, fake, sparse, subclasses, empty ones) are equal to themselves alone.
 
     Args:
         grads: gradients of any kind, on any devices.
