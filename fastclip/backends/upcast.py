@@ -180,8 +180,8 @@ def _small_norms(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor
         while left > 0:
             gathered.append(next(sizes))
             left -= gathered[-1]
-        foreach_norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-        yield from foreach_norm(part.split_with_sizes(gathered), norm_type, torch.float64)
+        for values in part.split_with_sizes(gathered):
+            yield _cpu_norm(values, norm_type)
 
 
 def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
