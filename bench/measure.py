@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypedDict
 
 import torch
-from gradients import NORM_TOLERANCE, Gradients, WrongResultError, coefficient
+from gradients import Gradients, WrongResultError, coefficient
 from streams import Streams, last_cache_bytes
 from timing import Contender, Effort, Sample, alternate, median_ratio, together
 from torch import Tensor
@@ -35,7 +35,7 @@ class Row(TypedDict):
     milliseconds: dict[str, Milliseconds]
     stock_over_list: float
     stock_over_clipper: float
-    stock_over_reference: float | None
+    stock_over_reference: float
     bytes_read: int
     bytes_written: int
     gb_per_s: float
@@ -94,11 +94,9 @@ def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Set
     max_norm = gradients.max_norm(clipped)
     clips = calls(gradients, clipped, settings.backend)
     warm_ups = calls(gradients, False, settings.backend)
+    clips["reference"] = list_call(gradients, max_norm, "reference")
+    warm_ups["reference"] = list_call(gradients, gradients.max_norm(False), "reference")
     errors = checked_errors(gradients, clips, clipped)
-    if errors["stock"] <= NORM_TOLERANCE:
-        clips["reference"] = list_call(gradients, max_norm, "reference")
-        warm_ups["reference"] = list_call(gradients, gradients.max_norm(False), "reference")
-        checked_errors(gradients, {"reference": clips["reference"]}, clipped)
     cold = gradients.n_bytes > last_cache_bytes() // 4
     restore = gradients.restore if clipped else _nothing
     contenders = {
@@ -193,9 +191,7 @@ def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
         milliseconds={name: _milliseconds(sample) for name, sample in samples.items()},
         stock_over_list=median_ratio(samples["stock"], samples["list"]),
         stock_over_clipper=median_ratio(samples["stock"], samples["clipper"]),
-        stock_over_reference=median_ratio(samples["stock"], samples["reference"])
-        if "reference" in samples
-        else None,
+        stock_over_reference=median_ratio(samples["stock"], samples["reference"]),
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         gb_per_s=(bytes_read + bytes_written) / samples["list"].median_ms / 1e6,

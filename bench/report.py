@@ -121,6 +121,7 @@ def row_line(row: Row) -> list[str]:
         _significant(ms["clipper"]),
         _significant(row["stock_over_list"]),
         _significant(row["stock_over_clipper"]),
+        _significant(row["stock_over_reference"]),
         f"{row['bytes_read'] / 1e6:.1f}",
         f"{row['bytes_written'] / 1e6:.1f}",
         _significant(row["gb_per_s"]),
@@ -132,7 +133,15 @@ def row_line(row: Row) -> list[str]:
 
 ROW_HEADER = [
     *("case", "dtype", "clipped", "tensors", "MB", "stock ms", "list ms", "clipper ms"),
-    *("stock/list", "stock/clipper", "MB read", "MB written", "GB/s", "of ceiling"),
+    *(
+        "stock/list",
+        "stock/clipper",
+        "stock/reference",
+        "MB read",
+        "MB written",
+        "GB/s",
+        "of ceiling",
+    ),
     *("stock off by", "fastclip off by"),
 ]
 
@@ -142,7 +151,8 @@ def _rows_text(rows: Sequence[Row]) -> str:
         return ""
     notes = [f"  {name}: {CASES[name].note}" for name in dict.fromkeys(row["case"] for row in rows)]
     legend = [
-        "list: fastclip.clip_grad_norm_(parameters, max_norm); clipper: GradClipper.clip_().",
+        "list: fastclip.clip_grad_norm_(parameters, max_norm); clipper: GradClipper.clip_();"
+        " reference: the list call with backend='reference'.",
         "MB read, MB written: one read for the norm; one read and one write for the scale."
         " GB/s and 'of ceiling' are the list call's.",
         "stock/list, stock/clipper: medians of the ratio within a round, in which all take turns.",

@@ -12,8 +12,9 @@ from typing import TypedDict
 
 import targets
 import torch
-from gradients import DTYPES, Gradients
+from gradients import DTYPES, NORM_TOLERANCE, Gradients
 from measure import Row, Settings
+from peak_memory import NOT_MEASURABLE
 from shapes import CASES
 from streams import Streams
 from timing import Contender, Sample, alternate, median_ratio
@@ -175,8 +176,10 @@ def peak_memory(bench: Bench) -> list[Finding]:
         if backend is not None:
             command += ["--backend", backend]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode == NOT_MEASURABLE:
+            raise NotMeasurableError(done.stderr.strip())
         if done.returncode != 0:
-            raise NotMeasurableError(done.stderr.strip().splitlines()[-1])
+            raise RuntimeError(f"{script.name} ended with {done.returncode}:\n{done.stderr}")
         grown: dict[str, int] = json.loads(done.stdout)
         for contender in ("list", "clipper"):
             findings.append(
@@ -199,14 +202,14 @@ def reference(rows: Sequence[Row]) -> list[Finding]:
         finding(
             "reference backend",
             f"{row['case']} {row['dtype']}, {'' if row['clipped'] else 'not '}clipped",
-            ratio,
+            row["stock_over_reference"],
             targets.REFERENCE_OVER_STOCK,
             at_most=False,
             unit="x stock",
             detail=f"stock is off by {row['stock_error']:.1e}",
         )
         for row in rows
-        if (ratio := row["stock_over_reference"]) is not None
+        if row["stock_error"] <= NORM_TOLERANCE
     ]
 
 

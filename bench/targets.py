@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A measured ratio below this part of its target is a failure; between this and 1 it is a shortfall
-# that the report has to explain.
+# The report says of a ratio below its target by how much, and below this part of it that it is far
+# off. Neither changes the exit status: a machine that others use too would fail by chance.
 FLOOR = 0.8
 
 # Gradients of at least so many bytes are held to the speed of memory itself.

@@ -34,7 +34,8 @@ def build_info() -> BuildInfo:
     """Return how this copy of fastclip was built.
 
     Returns:
-        ``version``: fastclip's. ``mode``: FASTCLIP_BUILD at build time. ``native``: whether
+        ``version``: fastclip's. ``mode``: FASTCLIP_BUILD at build time, "none" for a
+        source tree. ``native``: whether
         ``fastclip._C`` was built, and if not, ``reason`` says why. ``torch``: the full version
         that it was built against. ``compiler``: its first line about itself. ``cuda``: the
         toolkit's version, None without CUDA kernels. ``instruction_sets``: those compiled in,
@@ -43,7 +44,7 @@ def build_info() -> BuildInfo:
     if not INFO_PATH.exists():
         return BuildInfo(
             version=__version__,
-            mode="python",
+            mode="none",
             native=False,
             torch=None,
             compiler=None,

@@ -39,7 +39,8 @@ def clip_grad_norm_(
     Args:
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``), of any shapes,
             float dtypes and devices, mixed as you like; walked once. ``.grad`` may be None.
-        max_norm: the largest norm that the gradients keep, in the unit of the norm.
+        max_norm: the largest norm that the gradients keep, in the unit of the norm. As in torch,
+            negative and NaN values are not refused.
         norm_type: the p of the p-norm: any float, or "inf".
         error_if_nonfinite: raise when the norm is inf or nan, before anything is written.
         foreach: as in torch; False takes the reference backend, one tensor at a time.
@@ -53,7 +54,7 @@ def clip_grad_norm_(
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
             the gradients by position); a gradient's elements share memory; or ``backend`` cannot
             run this.
-        ValueError: an argument is out of range.
+        ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters, warn_if_empty=True)
     error_if_nonfinite = bool(error_if_nonfinite)
@@ -84,7 +85,8 @@ def get_total_norm(
 ) -> Tensor:
     """Compute the norm of all ``tensors`` as one vector.
 
-    ``(sum |x|^p)^(1/p)`` over every element of every tensor; the largest ``|x|`` for "inf".
+    ``(sum |x|^p)^(1/p)`` over every element of every tensor; the largest ``|x|`` for "inf". For
+    p = 0 and p < 0 it is the norm of the tensors' norms, as in torch.
 
     Args:
         tensors: a tensor or an iterable of tensors (not parameters: pass their gradients); a tensor
@@ -93,7 +95,7 @@ def get_total_norm(
         error_if_nonfinite: raise when the norm is inf or nan.
         foreach: as in torch; False takes the reference backend, one tensor at a time.
         dtype: dtype of the result and of the accumulation, ``torch.float32`` or ``torch.float64``;
-            None takes float64 if any tensor is float64, else float32.
+            None takes float64 if any tensor is float64 or complex128, else float32.
         backend: "native" or "reference" to insist on one; None takes the fastest that can run.
 
     Returns:

@@ -47,7 +47,7 @@ class GradClipper:
 
     Raises:
         TypeError: an entry is neither a tensor nor a (name, tensor) pair.
-        ValueError: an argument is out of range.
+        ValueError: ``backend`` is unknown, or ``max_norm`` is a tensor that is not 0-dim.
 
     Example:
         >>> clipper = GradClipper(model.named_parameters(), max_norm=1.0)
@@ -95,7 +95,7 @@ class GradClipper:
 
         Returns:
             The norm before clipping, a new 0-dim tensor at each call, on the first gradient's
-            device; float64 if any gradient is float64, else float32.
+            device; float64 if any gradient is float64 or complex128, else float32.
 
         Raises:
             RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message

@@ -90,7 +90,7 @@ def _obstacle(options: DemoOptions, device: str) -> str | None:
     """Say what stands in the way before any time is spent on training, or None."""
     missing = missing_packages()
     if missing:
-        return f"needs {' and '.join(missing)}: pip install torch-fastclip[demo]"
+        return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it is built for CUDA

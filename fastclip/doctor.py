@@ -97,7 +97,7 @@ def examine() -> Diagnosis:
         backends=backends,
         openmp=runtimes,
         problems=problems,
-        warnings=openmp_warnings(runtimes),
+        warnings=build_warnings(fastclip.build_info()) + openmp_warnings(runtimes),
         self_check=self_check,
     )
 
@@ -108,6 +108,16 @@ def openmp_runtimes(maps: str) -> list[str]:
     fields = (line.split(maxsplit=5) for line in maps.splitlines())
     paths = {Path(field[5]) for field in fields if len(field) == 6}
     return sorted(str(path) for path in paths if OPENMP.match(path.name))
+
+
+def build_warnings(build: BuildInfo) -> list[str]:
+    """Warn of a source tree: run from it, python finds it before the fastclip that is installed."""
+    if build["mode"] != "none":
+        return []
+    return [
+        f"{Path(fastclip.__file__).parent} is a source tree, not an installed fastclip; to examine "
+        "that one, run the command fastclip doctor, or this from another directory"
+    ]
 
 
 def openmp_warnings(runtimes: list[str]) -> list[str]:

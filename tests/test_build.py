@@ -106,18 +106,29 @@ def test_python_wheel_is_pure_and_clips(tree: Path, tmp_path: Path) -> None:
     ], shown.stderr
 
 
+# Prints the warnings of two clips.
+TWO_CLIPS = """
+import warnings, torch, fastclip
+p = torch.nn.Parameter(torch.zeros(2)); p.grad = torch.tensor([3.0, 4.0])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2): fastclip.clip_grad_norm_([p], 1.0)
+print([str(w.message) for w in caught if w.category is RuntimeWarning])
+"""
+
+
+def test_a_source_tree_that_was_never_built_says_so_once(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+    shutil.copytree(ROOT / "fastclip", tmp_path / "fastclip", ignore=ignored)
+    shown = run_python(TWO_CLIPS, cwd=tmp_path)
+    assert shown.stdout.count("was never built") == 1, shown.stderr
+
+
 def test_no_compiler_gives_a_pure_wheel_that_says_so_once(tree: Path, tmp_path: Path) -> None:
     wheel = made(run_hook("build_wheel", tree, tmp_path, environ={"PATH": ""}), tmp_path)
     assert wheel.name.endswith("-py3-none-any.whl")
     assert wheel_info(wheel)["mode"] == "auto"
-    code = """if True:
-        import warnings, torch, fastclip
-        p = torch.nn.Parameter(torch.zeros(2)); p.grad = torch.tensor([3.0, 4.0])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for _ in range(2): fastclip.clip_grad_norm_([p], 1.0)
-        print([str(w.message) for w in caught if w.category is RuntimeWarning])"""
-    shown = run_python(code, cwd=unpack(wheel, tmp_path / "unpacked"))
+    shown = run_python(TWO_CLIPS, cwd=unpack(wheel, tmp_path / "unpacked"))
     assert shown.stdout.count("no C++ compiler was found") == 1, shown.stderr
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastclip
-from fastclip import _build
+from fastclip import _build, doctor
 
 RECORD = {
     "mode": "cpu",
@@ -45,7 +45,9 @@ def test_the_record_is_read_back(record: Path) -> None:
 
 def test_a_tree_that_was_never_built_says_so(record: Path) -> None:
     info = fastclip.build_info()
-    assert (info["native"], info["torch"], info["instruction_sets"]) == (False, None, [])
+    assert (info["mode"], info["native"], info["torch"]) == ("none", False, None)
+    assert info["instruction_sets"] == []
+    assert "is a source tree" in doctor.build_warnings(info)[0]
     assert info["reason"] == (
         f"the fastclip in {record.parent} was never built (pip install builds it)"
     )

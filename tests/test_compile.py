@@ -103,3 +103,17 @@ def test_unknown_backend_is_a_value_error() -> None:
 
     with pytest.raises(ValueError, match="backend must be one of"):
         torch.compile(clip, backend="eager")(held)
+
+
+# torch warns of what it cannot trace in the extension.
+@pytest.mark.filterwarnings("ignore")
+def test_native_breaks_the_graph_and_runs_outside_it() -> None:
+    if fastclip.backend_report()["native"]:
+        pytest.skip("needs the native backend")
+    compiled, eager = some_parameters(), some_parameters()
+
+    def clip(held: list[Tensor]) -> Tensor:
+        return fastclip.clip_grad_norm_(held, 1.0, backend="native")
+
+    assert_same(torch.compile(clip, backend="eager")(compiled), clip(eager))
+    assert_same(gradients(compiled), gradients(eager))

@@ -133,9 +133,9 @@ def _extension() -> types.ModuleType:
 
 @functools.cache
 def _warn_unbuilt() -> None:
-    """Warn once, at the caller's line, when the build fell back to pure Python on its own."""
+    """Warn once, at the caller's line, when there is no extension and nobody asked for that."""
     info = build_info()
-    if info["native"] or info["mode"] != "auto":
+    if info["native"] or info["mode"] == "python":
         return
     package = __name__.partition(".")[0]
     level, frame = 1, sys._getframe()

@@ -45,6 +45,9 @@ TIMEOUT = 150
 # None of these tests needs a plugin, and each run would load them all.
 TEST_ENVIRONMENT = {"FASTCLIP_REQUIRE_NATIVE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+"""Signals of a process that breaks by itself; others come from outside and judge nothing."""
+
 HARNESS_FAILED = "the mutants could not be judged"
 
 
@@ -173,7 +176,7 @@ def judge(status: int, output: str) -> tuple[bool, str]:
     """Say whether a run of tests noticed something, and which test it was."""
     if status == -signal.SIGALRM:
         return True, output
-    if status < 0:
+    if -status in CRASHES:
         where = re.search(r'(test_\w+\.py)", line \d+ in (test_\w+)', output)
         test = f" in {where[1]}::{where[2]}" if where else ""
         return True, f"crash ({signal.Signals(-status).name}){test}"
