@@ -37,7 +37,7 @@ def unwritten_gradient() -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
-def test_b1_sixteen_bit_gradients_have_a_float32_norm(
+def test_sixteen_bit_gradients_have_a_float32_norm(
     backend: str | None, dtype: torch.dtype
 ) -> None:
     grads = [gradient(1_000_000, dtype)]
@@ -48,7 +48,7 @@ def test_b1_sixteen_bit_gradients_have_a_float32_norm(
     assert_clipped(held, grads, 1.0, norm)
 
 
-def test_b1_dtype_chooses_the_norms_dtype(backend: str | None) -> None:
+def test_dtype_chooses_the_norms_dtype(backend: str | None) -> None:
     grads = [gradient(1000, torch.bfloat16), gradient(100, torch.float32)]
     for dtype in (torch.float32, torch.float64):
         norm = fastclip.get_total_norm(grads, dtype=dtype, backend=backend)
@@ -59,7 +59,7 @@ def test_b1_dtype_chooses_the_norms_dtype(backend: str | None) -> None:
             fastclip.get_total_norm(grads, dtype=dtype, backend=backend)
 
 
-def test_b2_float16_norm_does_not_overflow(backend: str | None) -> None:
+def test_float16_norm_does_not_overflow(backend: str | None) -> None:
     grads = [torch.full((1_000_000,), 100.0, dtype=torch.float16)]
     held = parameters(copies(grads))
     norm = fastclip.clip_grad_norm_(held, 1e4, backend=backend)
@@ -70,7 +70,7 @@ def test_b2_float16_norm_does_not_overflow(backend: str | None) -> None:
 @pytest.mark.parametrize("norm_type", (1.0, 2.0, math.inf))
 @pytest.mark.parametrize("value", (1e20, 3e30, 1e-25, 1e-38, 1e-44))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_b3_no_finite_norm_overflows_or_vanishes(
+def test_no_finite_norm_overflows_or_vanishes(
     backend: str | None, dtype: torch.dtype, value: float, norm_type: float
 ) -> None:
     grads = [gradient(40_000, torch.float64).mul_(value).to(dtype), torch.zeros(9, dtype=dtype)]
@@ -80,7 +80,7 @@ def test_b3_no_finite_norm_overflows_or_vanishes(
     assert_clipped(held, grads, 1.0, norm)
 
 
-def test_b4_nothing_is_written_when_nothing_is_clipped(backend: str | None) -> None:
+def test_nothing_is_written_when_nothing_is_clipped(backend: str | None) -> None:
     grad = unwritten_gradient()
     norm = torch.tensor(1.0)
     for max_norm in (2.0, math.inf):
@@ -92,13 +92,13 @@ def test_b4_nothing_is_written_when_nothing_is_clipped(backend: str | None) -> N
     assert written(grad)
 
 
-def test_b4_nan_coefficient_writes(backend: str | None) -> None:
+def test_nan_coefficient_writes(backend: str | None) -> None:
     grad = torch.ones(3)
     fastclip.clip_grads_with_norm_([parameter(grad)], 1.0, torch.tensor(math.nan), backend=backend)
     assert grad.isnan().all()
 
 
-def test_b5_shared_gradient_is_counted_and_scaled_once(backend: str | None) -> None:
+def test_shared_gradient_is_counted_and_scaled_once(backend: str | None) -> None:
     grad = gradient((8, 5), torch.float32)
     shared = grad.clone()
     twice = parameter(shared)
@@ -113,14 +113,14 @@ def test_b5_shared_gradient_is_counted_and_scaled_once(backend: str | None) -> N
     assert oracle.equal(shared, oracle.scaled(once, oracle.clip_coef(0.25, torch.tensor(1.0))))
 
 
-def test_b5_total_norm_counts_every_tensor_it_is_given(backend: str | None) -> None:
+def test_total_norm_counts_every_tensor_it_is_given(backend: str | None) -> None:
     grad = torch.tensor([3.0, 4.0])
     norm = fastclip.get_total_norm([grad] * 4, backend=backend)
     assert norm.item() == 10
     assert norm.item() == stock.get_total_norm([grad] * 4).item()
 
 
-def test_b5_gradients_that_overlap_in_part_are_scaled_one_after_another(
+def test_gradients_that_overlap_in_part_are_scaled_one_after_another(
     any_tensor_backend: str | None,
 ) -> None:
     ours, theirs = torch.arange(1.0, 7), torch.arange(1.0, 7)
@@ -132,7 +132,7 @@ def test_b5_gradients_that_overlap_in_part_are_scaled_one_after_another(
     torch.testing.assert_close(ours, theirs)
 
 
-def test_b6_nonfinite_error_lists_ten_gradients_and_counts_the_rest(backend: str | None) -> None:
+def test_nonfinite_error_lists_ten_gradients_and_counts_the_rest(backend: str | None) -> None:
     held = parameters([torch.full((2,), math.nan) for _ in range(13)])
     with pytest.raises(RuntimeError) as error:
         fastclip.clip_grad_norm_(held, 1.0, error_if_nonfinite=True, backend=backend)
@@ -140,7 +140,7 @@ def test_b6_nonfinite_error_lists_ten_gradients_and_counts_the_rest(backend: str
     assert str(error.value).endswith(f"; non-finite gradients: {listed} and 3 more")
 
 
-def test_b6_overflowing_norm_of_finite_gradients_says_so(backend: str | None) -> None:
+def test_overflowing_norm_of_finite_gradients_says_so(backend: str | None) -> None:
     held = parameters([torch.full((100,), 3e38)])
     with pytest.raises(RuntimeError, match="every gradient is finite"):
         fastclip.clip_grad_norm_(held, 1.0, error_if_nonfinite=True, backend=backend)
@@ -148,7 +148,7 @@ def test_b6_overflowing_norm_of_finite_gradients_says_so(backend: str | None) ->
     assert held[0].grad[0].item() > 1e38
 
 
-def test_b11_inf_norm_of_a_list_with_an_empty_tensor(backend: str | None) -> None:
+def test_inf_norm_of_a_list_with_an_empty_tensor(backend: str | None) -> None:
     grads = [torch.empty(0), torch.tensor([-3.0])]
     with pytest.raises(RuntimeError, match="empty"):
         stock.get_total_norm(grads, math.inf)
@@ -157,7 +157,7 @@ def test_b11_inf_norm_of_a_list_with_an_empty_tensor(backend: str | None) -> Non
 
 @pytest.mark.parametrize("value", (0.1, -0.7))
 @pytest.mark.parametrize("norm_type", (1.0, 2.0))
-def test_b12_norm_does_not_drift_on_constants(
+def test_norm_does_not_drift_on_constants(
     backend: str | None, norm_type: float, value: float
 ) -> None:
     grad = torch.full((10_000_019,), value)
@@ -166,7 +166,7 @@ def test_b12_norm_does_not_drift_on_constants(
     assert oracle.is_norm(norm.item(), expected, torch.float32)
 
 
-def test_b12_norm_does_not_drift_over_many_tensors(backend: str | None) -> None:
+def test_norm_does_not_drift_over_many_tensors(backend: str | None) -> None:
     grads = [gradient(size, torch.float32, size) for size in range(1, 4000, 2)]
     norm = fastclip.get_total_norm(grads, backend=backend)
     assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), torch.float32)

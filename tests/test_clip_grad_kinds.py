@@ -54,7 +54,7 @@ def test_complex_gradients_cannot_be_clamped(any_tensor_backend: str | None) -> 
 
 @pytest.mark.parametrize("norm_type", (2.0, 1.0, math.inf))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
-def test_b10_sparse_gradients_work_on_every_torch(
+def test_sparse_gradients_work_on_every_torch(
     any_tensor_backend: str | None, dtype: torch.dtype, norm_type: float
 ) -> None:
     embedding = torch.nn.Embedding(20, 4, sparse=True, dtype=dtype)
