@@ -27,7 +27,8 @@ class GradClipper:
 
     ``clip_()`` does what ``clip_grad_norm_(parameters, max_norm, ...)`` does, without walking a
     Python list: the parameters are held in C++. ``.grad`` is read anew at each call, so gradients
-    may come and go, be replaced, frozen or set to None between calls.
+    may come and go, be replaced, frozen or set to None between calls. copy.deepcopy and pickle take
+    the parameters along: copy it together with the model, or the copy clips its own.
 
     Args:
         parameters: tensors, or (name, tensor) pairs as ``model.named_parameters()`` gives them;

@@ -37,9 +37,7 @@ def unwritten_gradient() -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
-def test_sixteen_bit_gradients_have_a_float32_norm(
-    backend: str | None, dtype: torch.dtype
-) -> None:
+def test_sixteen_bit_gradients_have_a_float32_norm(backend: str | None, dtype: torch.dtype) -> None:
     grads = [gradient(1_000_000, dtype)]
     held = parameters(copies(grads))
     norm = fastclip.clip_grad_norm_(held, 1.0, backend=backend)

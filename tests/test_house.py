@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -161,3 +162,9 @@ def test_files_fit_a_head() -> None:
     texts = [path for path in paths if path.suffix in (".py", ".pyi", ".cpp", ".h")]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in texts}
     assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_the_readme_names_tests_that_exist() -> None:
+    named = set(re.findall(r"tests/[\w/*.]+\w", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(named) > 8
+    assert [name for name in sorted(named) if not list(ROOT.glob(name))] == []
