@@ -7,6 +7,7 @@ VECTORS = "csrc/cpu/vectors.h"
 TENSOR_LIST = "csrc/tensor_list.h"
 ENGINE = "csrc/binding/engine.h"
 COLLECTOR = "csrc/binding/collector.h"
+GRADIENTS = "csrc/binding/gradients.h"
 BINDINGS = "csrc/bindings.cpp"
 
 
@@ -94,7 +95,34 @@ FAULTS = (
         COLLECTOR,
         "    ahead_.forget();\n    gradients_.own();\n",
         "    ahead_.forget();\n",
-        ("test_native_parameters.py::test_a_grad_property_may_drop_the_gradients_before_it",),
+        ("test_native_hazards.py::test_a_grad_property_may_drop_the_gradients_before_it",),
+    ),
+    Fault(
+        "an address is kept although Python code has run since",
+        COLLECTOR,
+        "gradients_.entries[i] = entry;\n      } else {",
+        "} else {",
+        (
+            "test_native_hazards.py"
+            "::test_a_grad_property_may_replace_the_memory_of_a_gradient_before_it",
+        ),
+    ),
+    Fault(
+        "an alias has no owner while the GIL is released",
+        GRADIENTS,
+        "for (c10::TensorImpl* const impl : duplicates) owners.push_back(owner_of(impl));",
+        "",
+        ("test_native_hazards.py::test_another_thread_may_drop_an_alias_while_the_norm_is_taken",),
+    ),
+    Fault(
+        "memory that another allocator made is compared with its like alone",
+        COLLECTOR,
+        "if (storage.data_ptr().get_deleter() != default_deleter) all_may_share_ = true;",
+        "",
+        (
+            "test_native_tensors.py"
+            "::test_an_alias_of_a_gradient_is_clipped_once_and_both_versions_tell",
+        ),
     ),
     Fault(
         "versions stay as they were",
