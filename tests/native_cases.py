@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -146,6 +146,17 @@ def available_gigabytes() -> float:
         return 0.0
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) / 1e6
+
+
+class Computed:
+    """Its ``.grad`` is Python code."""
+
+    def __init__(self, compute: Callable[[], Tensor | None]) -> None:
+        self.compute = compute
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self.compute()
 
 
 def run_python(

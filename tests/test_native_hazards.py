@@ -3,28 +3,16 @@
 import math
 import threading
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
 import oracle
 import pytest
 import torch
-from native_cases import parameters_of, random_tensor, run_python, same_bits, scaled
+from native_cases import Computed, parameters_of, random_tensor, run_python, same_bits, scaled
 from torch import Tensor
 
 import fastclip
-
-
-class Computed:
-    """Its ``.grad`` is Python code."""
-
-    def __init__(self, compute: Callable[[], Tensor | None]) -> None:
-        self.compute = compute
-
-    @property
-    def grad(self) -> Tensor | None:
-        return self.compute()
 
 
 def test_a_grad_property_may_drop_the_gradients_before_it() -> None:

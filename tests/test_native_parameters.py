@@ -8,21 +8,10 @@ from typing import cast
 
 import pytest
 import torch
-from native_cases import _C, DTYPES, gradient_of, parameters_of, random_tensor
+from native_cases import _C, DTYPES, Computed, gradient_of, parameters_of, random_tensor
 from torch import Tensor
 
 import fastclip
-
-
-class Computed:
-    """Its ``.grad`` is Python code."""
-
-    def __init__(self, compute: Callable[[], Tensor | None]) -> None:
-        self.compute = compute
-
-    @property
-    def grad(self) -> Tensor | None:
-        return self.compute()
 
 
 class ComputedParameter(torch.nn.Parameter):
