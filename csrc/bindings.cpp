@@ -189,7 +189,6 @@ void clip_grad_value_(const py::list& parameters, double clip_value) {
   check_clip_value(gradients, clip_value);
   bump_versions(gradients);
   const WithoutGil without_gil(gradients);
-  const KeepDenormals keep_denormals;
   clamp_entries(gradients.list, clip_value);
 }
 
@@ -202,7 +201,6 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
     results.push_back(at::empty_like(owner_of(tensor)));
     targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
   }
-  const KeepDenormals keep_denormals;
   const WithoutGil without_gil(gradients);
   scale_entries_into(gradients.list, targets, clip_coef);
   return results;

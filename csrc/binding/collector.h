@@ -140,6 +140,7 @@ class Collector {
 
   Gradients finish_tensors() {
     if (python_ran_) pack_again();
+    throw_reasons();
     return finish();
   }
 
@@ -155,7 +156,6 @@ class Collector {
   }
 
   Gradients finish() {
-    throw_reasons();
     int64_t total_count = 0;
     for (const TensorEntry& entry : gradients_.entries) total_count += entry.count;
     TensorList& list = gradients_.list;
