@@ -17,7 +17,7 @@ ALL_STAMP := $(VENV)/.has-all
 
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support csrc fastclip \
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
-CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c')
+CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test mutants bench lint format aarch64 clean
 

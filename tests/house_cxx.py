@@ -26,7 +26,7 @@ KERNEL_HEADERS = {
 def cxx_sources() -> dict[str, str]:
     """Return the text of each C++ file by its path below csrc."""
     csrc = ROOT / "csrc"
-    paths = [path for path in csrc.rglob("*") if path.suffix in (".cpp", ".h")]
+    paths = [path for path in csrc.rglob("*") if path.suffix in (".cpp", ".h", ".cu", ".cuh")]
     return {path.relative_to(csrc).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -44,12 +44,12 @@ def wrong_includes(sources: Mapping[str, str]) -> list[str]:
             own = resolve(file, included, sources)
             if file == "bindings.cpp" or file.startswith("binding/"):
                 # The binding knows the launchers and not what is behind them.
-                allowed = own is None or not own.startswith("cpu/")
+                allowed = own is None or not own.startswith(("cpu/", "cuda/"))
             elif included.startswith(TORCH_HEADERS) or (own or "").startswith("bind"):
                 allowed = False
-            elif file == "tensor_list.h":
+            elif file in ("tensor_list.h", "coefficient.h"):
                 allowed = own is None
-            elif file == "launch.h":
+            elif file in ("launch.h", "launch_cuda.h"):
                 allowed = own in (None, "tensor_list.h")
             else:
                 allowed = True

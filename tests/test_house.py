@@ -104,7 +104,10 @@ def test_includes_go_one_way() -> None:
         ("cpu/vectors.h", '#include "../binding/planted.h"'),
         ("launch.h", "#include <c10/util/Half.h>"),
         ("launch.h", '#include "cpu/vectors.h"'),
+        ("launch_cuda.h", '#include "cuda/work.h"'),
         ("tensor_list.h", '#include "launch.h"'),
+        ("coefficient.h", '#include "launch.h"'),
+        ("cuda/clip.cu", "#include <ATen/ATen.h>"),
         ("bindings.cpp", '#include "cpu/vectors.h"'),
     ],
 )
@@ -159,7 +162,7 @@ def test_a_stub_that_differs_is_seen() -> None:
 def test_files_fit_a_head() -> None:
     folders = ("fastclip", "csrc", "build_support")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    texts = [path for path in paths if path.suffix in (".py", ".pyi", ".cpp", ".h")]
+    texts = [path for path in paths if path.suffix in (".py", ".pyi", ".cpp", ".h", ".cu", ".cuh")]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in texts}
     assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
 

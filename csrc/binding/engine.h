@@ -16,6 +16,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "../coefficient.h"
 #include "../launch.h"
 
 namespace fastclip {
@@ -160,17 +161,9 @@ inline double combine_entries(const std::vector<double>& combined, const Norm& n
   return total;
 }
 
-// (1 / (total_norm + 1e-6)) * max_norm, evaluated in T as torch evaluates it, clamped to 1; NaN
-// stays.
-template <typename T>
-double clip_coefficient(T total_norm, double max_norm) {
-  const T clip_coef = (T(1) / (total_norm + T(1e-6))) * static_cast<T>(max_norm);
-  return clip_coef > T(1) ? T(1) : clip_coef;
-}
-
 inline double clip_coefficient(double total_norm, double max_norm, bool is_float64) {
-  return is_float64 ? clip_coefficient<double>(total_norm, max_norm)
-                    : clip_coefficient<float>(static_cast<float>(total_norm), max_norm);
+  if (is_float64) return clip_coefficient<double>(total_norm, max_norm);
+  return clip_coefficient<float>(static_cast<float>(total_norm), static_cast<float>(max_norm));
 }
 
 // No write at all for a coefficient of 1; NaN is not >= 1, so that it writes, as torch does.

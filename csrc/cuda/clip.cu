@@ -1,0 +1,42 @@
+// The fused kernel: the norm of all gradients and, where it exceeds max_norm, the rescale in place,
+// in one cooperative launch. docs/kernels.md tells how it works.
+#include <cooperative_groups.h>
+
+#include "launch_kernel.cuh"
+#include "scale.cuh"
+
+namespace fastclip::device {
+namespace {
+
+// What any block wrote before it, every block sees after it. Needs no memory of ours.
+__device__ void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+template <typename Sum, typename Table>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks)
+    clip_kernel(const __grid_constant__ Table table, const Shape shape, const CudaSums sums,
+                const CudaResult result) {
+  FASTCLIP_SHARED(Scratch, scratch);
+  Block block(scratch);
+  reduce_groups<Sum>(table, shape, sums, block);
+  sync_grid();
+  const Factor factor = finish_norm<Sum>(shape.groups, sums, result, block);
+  write_sums<Sum>(table, shape, sums);
+  if (!factor.is_due) return;
+  change_groups(table, shape.in_place(), [&](int) { return Due<Multiply>{{factor.value}, true}; });
+}
+
+}  // namespace
+
+cudaError_t launch_fused(const CudaList& list, const CudaSums& sums, const CudaResult& result,
+                         cudaStream_t stream) {
+  return with_sum(sums, [&](auto sum) {
+    using Sum = typename decltype(sum)::Is;
+    return with_table(list, [&](const auto& table) {
+      using Table = std::decay_t<decltype(table)>;
+      return launch_kernel(&clip_kernel<Sum, Table>, list, kCooperative, stream, table,
+                           shape_of(list), sums, result);
+    });
+  });
+}
+
+}  // namespace fastclip::device

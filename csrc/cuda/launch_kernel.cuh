@@ -1,0 +1,102 @@
+// The one place that launches kernels, and the choice of their template arguments.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "launchers.h"
+#include "norm.cuh"
+#include "table.cuh"
+
+namespace fastclip::device {
+
+constexpr int kMinBlocks = 4;  // on a multiprocessor; with kLoads that makes 64 KiB in flight
+
+struct Grid {
+  int blocks;
+  bool is_cooperative;
+};
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_grid(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
+                        const Arguments&... arguments) {
+  cudaLaunchAttribute cooperative = {};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(kBlockSize);
+  config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = grid.is_cooperative ? 1 : 0;
+  return take_error(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+enum LaunchKind { kOrdinary, kCooperative };
+
+// With as many blocks as the list has work for.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), const CudaList& list, LaunchKind kind,
+                          cudaStream_t stream, const Arguments&... arguments) {
+  Grid grid{0, kind == kCooperative};
+  const cudaError_t status = grid_size(reinterpret_cast<const void*>(kernel), list, &grid.blocks);
+  if (status != cudaSuccess) return status;
+  return launch_grid(kernel, grid, stream, arguments...);
+}
+
+inline Shape shape_of(const CudaList& list) {
+  return {list.size, list.chunk_size, list.groups, list.targets != nullptr};
+}
+
+inline int32_t table_size(const CudaList& list) {
+  return list.targets != nullptr ? 2 * list.size : list.size;
+}
+
+// Entries `first` to `first + size` of the table: tensors, then targets, of which only the address
+// counts.
+template <typename Table>
+Table pack_table(const CudaList& list, int first, int size) {
+  Table table;
+  for (int i = 0; i < size; ++i) {
+    const bool is_target = first + i >= list.size;
+    const int index = is_target ? first + i - list.size : first + i;
+    const TensorEntry& entry = list.entries[index];
+    table.addresses[i] = reinterpret_cast<uint64_t>(is_target ? list.targets[index] : entry.data);
+    table.counts[i] = pack_count(entry.count, entry.dtype);
+    table.first_slots[i] = static_cast<int32_t>(entry.first_chunk);
+  }
+  return table;
+}
+
+inline DeviceTable device_table(const CudaList& list) {
+  const int64_t size = table_size(list);
+  char* const counts = list.table + size * static_cast<int64_t>(sizeof(uint64_t));
+  char* const first_slots = counts + size * static_cast<int64_t>(sizeof(int64_t));
+  return {reinterpret_cast<uint64_t*>(list.table), reinterpret_cast<int64_t*>(counts),
+          reinterpret_cast<int32_t*>(first_slots)};
+}
+
+// Calls launch(table) with the variant that the list calls for.
+template <typename Launch>
+cudaError_t with_table(const CudaList& list, Launch launch) {
+  const int size = table_size(list);
+  if (list.table_bytes > 0) return launch(device_table(list));
+  if (size <= ShortTable::kTensors) return launch(pack_table<ShortTable>(list, 0, size));
+  return launch(pack_table<LongTable>(list, 0, size));
+}
+
+template <typename T>
+struct Type {
+  using Is = T;
+};
+
+// Calls body(Type<Sum>{}) with what computes the norm.
+template <typename Body>
+cudaError_t with_sum(const CudaSums& sums, Body body) {
+  if (sums.norm_type == 2) return sums.is_wide ? body(Type<SumSqWide>{}) : body(Type<SumSq>{});
+  if (sums.norm_type == 1) return body(Type<AbsSum>{});
+  if (std::isinf(sums.norm_type)) return body(Type<AbsMax>{});
+  return body(Type<PowerSum>{});
+}
+
+}  // namespace fastclip::device

@@ -1,0 +1,187 @@
+// The host's side of the launchers: devices, grids, plans and the table that the binding is given.
+#include "launchers.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "work.h"
+
+namespace fastclip {
+namespace device {
+
+OnDevice::OnDevice(int device) : status_(cudaGetDevice(&saved_)) {
+  if (status_ == cudaSuccess && saved_ != device) {
+    status_ = cudaSetDevice(device);
+  } else {
+    saved_ = -1;
+  }
+  take_error(status_);
+}
+
+OnDevice::~OnDevice() {
+  if (saved_ >= 0) take_error(cudaSetDevice(saved_));
+}
+
+cudaError_t take_error(cudaError_t status) {
+  if (status != cudaSuccess) cudaGetLastError();
+  return status;
+}
+
+cudaError_t resident_blocks(const void* kernel, int* blocks) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> known;
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return take_error(status);
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& cached = known[{kernel, device}];
+  if (cached == 0) {
+    int multiprocessors = 0, each = 0;
+    status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (status == cudaSuccess) {
+      status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kBlockSize, 0);
+    }
+    if (status != cudaSuccess) return take_error(status);
+    cached = std::max(1, multiprocessors * each);
+  }
+  *blocks = cached;
+  return cudaSuccess;
+}
+
+cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks) {
+  const cudaError_t status = resident_blocks(kernel, blocks);
+  if (status != cudaSuccess) return status;
+  const int64_t useful = std::min<int64_t>(list.groups, list.bytes / kBlockBytes);
+  *blocks = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(*blocks, useful)));
+  return cudaSuccess;
+}
+
+bool may_cooperate(int device, cudaStream_t stream) {
+  int can = 0;
+  if (take_error(cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, device)) !=
+      cudaSuccess) {
+    return false;
+  }
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusActive;
+  if (take_error(cudaStreamIsCapturing(stream, &capture)) != cudaSuccess) return false;
+  return can != 0 && capture == cudaStreamCaptureStatusNone;
+}
+
+bool takes_long_arguments() {
+  int version = 0;
+  return take_error(cudaDriverGetVersion(&version)) == cudaSuccess && version >= 12010;
+}
+
+CudaList plan_list(TensorEntry* entries, int64_t size, char* const* targets) {
+  CudaList list{};
+  int64_t total_count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    total_count += entries[i].count;
+    list.bytes += entries[i].count * element_size(entries[i].dtype);
+  }
+  const int64_t chunk_size = choose_gpu_chunk_size(total_count);
+  int64_t slots = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const bool is_large = !is_small(entries[i].count, entries[i].dtype);
+    if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;
+    entries[i].first_chunk = slots;
+    slots += is_large ? kWarps * chunks_of_large(reinterpret_cast<uint64_t>(entries[i].data),
+                                                 entries[i].count, entries[i].dtype, chunk_size)
+                      : 1;
+  }
+  list.entries = entries;
+  list.targets = targets;
+  list.size = static_cast<int32_t>(size);
+  list.chunk_size = static_cast<int32_t>(chunk_size);
+  list.groups = static_cast<int32_t>((slots + kWarps - 1) / kWarps);
+  const int64_t rows = targets != nullptr ? 2 * size : size;
+  if (rows > kShortTable && !(rows <= kLongTable && takes_long_arguments())) {
+    list.table_bytes = rows * kTableRowBytes;
+  }
+  return list;
+}
+
+namespace {
+
+// Runs launch() with the device current.
+template <typename Launch>
+int on_device(int device, Launch launch) {
+  const OnDevice current(device);
+  return current.status() != cudaSuccess ? current.status() : launch();
+}
+
+int write_table(const CudaList& list, int device, void* stream) {
+  return on_device(device,
+                   [&] { return launch_write_table(list, static_cast<cudaStream_t>(stream)); });
+}
+
+// Nothing ran in a launch that returned one of these.
+bool is_refusal(cudaError_t status) {
+  return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorNotSupported;
+}
+
+int clip(const CudaList& list, const CudaSums& sums, const CudaResult& result, CudaMode mode,
+         int device, void* stream) {
+  return on_device(device, [&] {
+    auto* const queue = static_cast<cudaStream_t>(stream);
+    if (mode == CudaMode::kFused || (mode == CudaMode::kChoose && may_cooperate(device, queue))) {
+      const cudaError_t status = launch_fused(list, sums, result, queue);
+      if (mode == CudaMode::kFused || !is_refusal(status)) return status;
+    }
+    const cudaError_t status = launch_reduce(list, sums, queue);
+    return status != cudaSuccess ? status : launch_finish_and_scale(list, sums, result, queue);
+  });
+}
+
+int reduce(const CudaList& list, const CudaSums& sums, int device, void* stream) {
+  return on_device(device,
+                   [&] { return launch_reduce(list, sums, static_cast<cudaStream_t>(stream)); });
+}
+
+int finish(const CudaList& list, const CudaSums& sums, const CudaResult& result, int device,
+           void* stream) {
+  return on_device(
+      device, [&] { return launch_finish(list, sums, result, static_cast<cudaStream_t>(stream)); });
+}
+
+int scale(const CudaList& list, const CudaCoefs& coefs, int device, void* stream) {
+  return on_device(device,
+                   [&] { return launch_scale(list, coefs, static_cast<cudaStream_t>(stream)); });
+}
+
+int clamp(const CudaList& list, double clip_value, int device, void* stream) {
+  return on_device(
+      device, [&] { return launch_clamp(list, clip_value, static_cast<cudaStream_t>(stream)); });
+}
+
+int check(int device) {
+  return on_device(device, [] { return check_code(); });
+}
+
+const char* name(int status) { return cudaGetErrorName(static_cast<cudaError_t>(status)); }
+const char* reason(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
+
+int driver_version() {
+  int version = 0;
+  take_error(cudaDriverGetVersion(&version));
+  return version;
+}
+
+int runtime_version() {
+  int version = 0;
+  take_error(cudaRuntimeGetVersion(&version));
+  return version;
+}
+
+constexpr CudaLaunchers kLaunchers = {plan_list, write_table, clip,           reduce,
+                                      finish,    scale,       clamp,          check,
+                                      name,      reason,      driver_version, runtime_version};
+
+}  // namespace
+}  // namespace device
+
+const CudaLaunchers* cuda_launchers() { return &device::kLaunchers; }
+
+}  // namespace fastclip

@@ -1,0 +1,59 @@
+// What the launchers share on the host: the device, the size of a grid, the table in arguments.
+// Needs the toolkit and no nvcc.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../launch_cuda.h"
+
+namespace fastclip::device {
+
+// Makes a device current and, at its end, the one that was.
+class OnDevice {
+ public:
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  cudaError_t status() const { return status_; }
+
+ private:
+  int saved_ = -1;  // -1: nothing to restore
+  cudaError_t status_;
+};
+
+// Blocks of the kernel that the current device holds at a time; asked once for each device.
+cudaError_t resident_blocks(const void* kernel, int* blocks);
+
+// As many blocks as the device holds, if each has 64 KiB and a group or more to work on.
+cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks);
+
+// Whether a cooperative launch may be tried: the device can, and no graph is being captured.
+bool may_cooperate(int device, cudaStream_t stream);
+
+// Kernel arguments of 4 KB work on every driver, those of 32,764 bytes from 12.1 on.
+bool takes_long_arguments();
+
+// What a launch returned. A failed one leaves its error for cudaGetLastError, where torch would
+// find it: it is taken from there.
+cudaError_t take_error(cudaError_t status);
+
+CudaList plan_list(TensorEntry* entries, int64_t size, char* const* targets);
+
+// The launchers of clip.cu, norm.cu and scale.cu; launch_cuda.h says what they do.
+cudaError_t launch_write_table(const CudaList& list, cudaStream_t stream);
+cudaError_t launch_fused(const CudaList& list, const CudaSums& sums, const CudaResult& result,
+                         cudaStream_t stream);
+cudaError_t launch_reduce(const CudaList& list, const CudaSums& sums, cudaStream_t stream);
+cudaError_t launch_finish(const CudaList& list, const CudaSums& sums, const CudaResult& result,
+                          cudaStream_t stream);
+cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
+                                    const CudaResult& result, cudaStream_t stream);
+cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream);
+cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream);
+
+// Success if the build holds code for the current device.
+cudaError_t check_code();
+
+}  // namespace fastclip::device

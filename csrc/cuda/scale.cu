@@ -1,0 +1,79 @@
+// Rescales and clamps: by the coefficient that follows from a norm's partials (the second launch of
+// a split clip), by coefficients in device memory or a given one, in place or into other tensors.
+#include "launch_kernel.cuh"
+#include "scale.cuh"
+
+namespace fastclip::device {
+namespace {
+
+template <typename Sum, typename Table>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks)
+    finish_and_scale_kernel(const __grid_constant__ Table table, const Shape shape,
+                            const CudaSums sums, const CudaResult result) {
+  FASTCLIP_SHARED(Scratch, scratch);
+  Block block(scratch);
+  const Factor factor = finish_norm<Sum>(shape.groups, sums, result, block);
+  write_sums<Sum>(table, shape, sums);
+  if (!factor.is_due) return;
+  change_groups(table, shape.in_place(), [&](int) { return Due<Multiply>{{factor.value}, true}; });
+}
+
+template <typename T>
+__device__ double coef_of(const CudaCoefs& coefs, int tensor) {
+  if (coefs.per_tensor != nullptr) return __ldcg(static_cast<const T*>(coefs.per_tensor) + tensor);
+  if (coefs.clip_coef != nullptr) return __ldcg(static_cast<const T*>(coefs.clip_coef));
+  if (coefs.total_norm == nullptr) return coefs.value;
+  const T max_norm = coefs.max_norm_tensor != nullptr
+                         ? __ldcg(static_cast<const T*>(coefs.max_norm_tensor))
+                         : static_cast<T>(coefs.value);
+  return clip_coefficient(__ldcg(static_cast<const T*>(coefs.total_norm)), max_norm);
+}
+
+template <typename Table>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks)
+    scale_kernel(const __grid_constant__ Table table, const Shape shape, const CudaCoefs coefs) {
+  change_groups(table, shape, [&](int tensor) {
+    const double coef =
+        coefs.is_float64 ? coef_of<double>(coefs, tensor) : coef_of<float>(coefs, tensor);
+    // Targets are new memory: written whatever the coefficient. NaN is not >= 1 and writes, too.
+    return Due<Multiply>{{coef}, shape.has_targets || !(coef >= 1)};
+  });
+}
+
+template <typename Table>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks)
+    clamp_kernel(const __grid_constant__ Table table, const Shape shape, const double clip_value) {
+  change_groups(table, shape.in_place(), [&](int) { return Due<Clamp>{{clip_value}, true}; });
+}
+
+}  // namespace
+
+cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
+                                    const CudaResult& result, cudaStream_t stream) {
+  return with_sum(sums, [&](auto sum) {
+    using Sum = typename decltype(sum)::Is;
+    return with_table(list, [&](const auto& table) {
+      using Table = std::decay_t<decltype(table)>;
+      return launch_kernel(&finish_and_scale_kernel<Sum, Table>, list, kOrdinary, stream, table,
+                           shape_of(list), sums, result);
+    });
+  });
+}
+
+cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream) {
+  return with_table(list, [&](const auto& table) {
+    using Table = std::decay_t<decltype(table)>;
+    return launch_kernel(&scale_kernel<Table>, list, kOrdinary, stream, table, shape_of(list),
+                         coefs);
+  });
+}
+
+cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream) {
+  return with_table(list, [&](const auto& table) {
+    using Table = std::decay_t<decltype(table)>;
+    return launch_kernel(&clamp_kernel<Table>, list, kOrdinary, stream, table, shape_of(list),
+                         clip_value);
+  });
+}
+
+}  // namespace fastclip::device

@@ -1,0 +1,59 @@
+// How a list is cut into work for thread blocks, on the host and in the kernels.
+//
+// A tensor of kSmallBytes or more is cut into chunks of `chunk_size` elements, a block each. A
+// smaller one takes a warp. Slots number the warps' work: a chunk takes kWarps slots, aligned to
+// kWarps, a small tensor takes one. A block takes a group of kWarps slots at a time: one chunk, or
+// up to kWarps small tensors that follow one another; where a run of small tensors ends, the rest
+// of its group is empty. Every tensor has at least one slot, also one without elements.
+#pragma once
+
+#include <cstdint>
+
+#include "../tensor_list.h"
+
+namespace fastclip::device {
+
+constexpr int kWarpSize = 32;
+constexpr int kBlockSize = 256;
+constexpr int kWarps = kBlockSize / kWarpSize;
+constexpr int kVectorBytes = 16;
+constexpr int64_t kSmallBytes = 4096;  // eight 16-byte loads for every lane of a warp
+
+// Fewer than on the CPU: after the grid sync every block reads all partials.
+constexpr int64_t kMaxGpuChunks = int64_t{1} << 11;
+
+constexpr int64_t choose_gpu_chunk_size(int64_t total_count) {
+  int64_t chunk_size = kMinChunkSize;
+  while (chunk_size < kMaxChunkSize && total_count / chunk_size > kMaxGpuChunks) chunk_size *= 2;
+  return chunk_size;
+}
+
+// Fewer bytes than this for a block are not worth one: all that 256 threads have in flight, 4
+// times.
+constexpr int64_t kBlockBytes = int64_t{1} << 16;
+
+// Kernel arguments take 4 KB on every driver and 32,764 bytes from 12.1 on. kArguments is kept free
+// for what else a kernel is given; a row of the table holds an address, a count and a slot.
+constexpr int kArguments = 128;
+constexpr int kTableRowBytes = 20;
+constexpr int kShortTable = (4096 - kArguments) / kTableRowBytes / 2 * 2;
+constexpr int kLongTable = (32764 - kArguments) / kTableRowBytes / 2 * 2;
+
+// Elements before the first 16-byte boundary. They belong to the first chunk, so that all others
+// begin on a boundary.
+constexpr int64_t head_of(uint64_t address, int64_t count, DType dtype) {
+  const int64_t head = static_cast<int64_t>(-address % kVectorBytes) / element_size(dtype);
+  return head < count ? head : count;
+}
+
+constexpr bool is_small(int64_t count, DType dtype) {
+  return count * element_size(dtype) < kSmallBytes;
+}
+
+constexpr int64_t chunks_of_large(uint64_t address, int64_t count, DType dtype,
+                                  int64_t chunk_size) {
+  const int64_t aligned = count - head_of(address, count, dtype);
+  return (aligned + chunk_size - 1) / chunk_size;  // at least one: a large tensor has > 16 bytes
+}
+
+}  // namespace fastclip::device
