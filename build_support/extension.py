@@ -87,13 +87,13 @@ def build_extension(plan: Plan, torch: TorchOnDisk, output: Path, object_dir: Pa
 
 
 def _job(compiler: Compiler, torch: TorchOnDisk, source: Path, object_dir: Path) -> Job:
-    in_cpu = source.parent.name == "cpu"
-    flags = kernel_flags(compiler, source) if in_cpu else binding_flags(compiler, torch)
+    knows_torch = source.parent.name not in ("cpu", "cuda")
+    flags = kernel_flags(compiler, source) if not knows_torch else binding_flags(compiler, torch)
     output = object_dir / source.relative_to(ROOT).with_suffix(".o")
     command = compile_command(compiler, source, flags)
     command += ["-o", str(output), "-MMD", "-MF", str(output.with_suffix(".d"))]
     # -MMD leaves system headers out: the versions stand for them.
-    context = compiler.version if in_cpu else f"{compiler.version} torch {torch.version}"
+    context = compiler.version if not knows_torch else f"{compiler.version} torch {torch.version}"
     return Job(source, output, tuple(command), context)
 
 

@@ -67,7 +67,8 @@ class Plan:
         kernels = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
         binding = sorted((ROOT / "csrc" / "binding").glob("*.cpp"))
         kept = [path for path in kernels if path.name not in left_out]
-        return [ROOT / "csrc" / "bindings.cpp", *binding, *kept]
+        absent = ROOT / "csrc" / "cuda" / "absent.cpp"
+        return [ROOT / "csrc" / "bindings.cpp", *binding, *kept, absent]
 
     def write_info(self, package: Path, torch_version: str | None) -> None:
         """Record in ``package`` what was built, for fastclip.build_info()."""

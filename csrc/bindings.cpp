@@ -2,17 +2,10 @@
 // With binding/*.h, which it alone includes, the only code that knows torch.
 #include <torch/csrc/Exceptions.h>
 
-#include "binding/collector.h"
-#include "binding/engine.h"
+#include "binding/parameter_list.h"
 
 namespace fastclip {
 namespace {
-
-// Thrown as Python's _C.NonFiniteError, before any gradient is written.
-struct NonFinite {
-  at::Tensor total_norm;
-  std::vector<int64_t> positions;
-};
 
 PyObject* unsupported_error = nullptr;
 PyObject* non_finite_error = nullptr;
@@ -54,114 +47,53 @@ Gradients collect_tensors(const py::list& tensors) {
   return collector.finish_tensors();
 }
 
-void check_norm_type(double norm_type) {
-  if (Norm::supports(norm_type)) return;
-  throw Unsupported{{"norm_type " + std::to_string(norm_type) + " (supported: above 0, and inf)"}};
-}
-
-at::Tensor norm_tensor(double total_norm, bool is_float64) {
-  return at::scalar_tensor(total_norm,
-                           at::device(at::kCPU).dtype(is_float64 ? at::kDouble : at::kFloat));
-}
-
-// What one pass over the gradients found.
-struct Reduction {
-  Norm norm;
-  std::vector<double> combined;  // per entry, before the root
-  bool is_float64;
-  double total_norm;  // rounded to the norm's dtype
-};
-
-Reduction reduce(Gradients& gradients, double norm_type, bool is_float64) {
-  if (!Norm::streams(norm_type)) gradients.own();
-  const WithoutGil without_gil(gradients);
-  Reduction result{Norm(norm_type, is_float64), {}, is_float64, 0};
-  result.combined = reduce_entries(gradients.list, result.norm);
-  result.total_norm = result.norm.root(combine_entries(result.combined, result.norm));
-  if (!is_float64) result.total_norm = static_cast<float>(result.total_norm);
-  return result;
-}
-
-// The sources whose gradient holds inf or nan. A float64 sum that overflowed holds none.
-std::vector<int64_t> non_finite_positions(const Gradients& gradients, const Reduction& reduction) {
-  const Norm maximum(INFINITY, false);
-  std::vector<char> is_bad(gradients.entries.size());
-  for (size_t i = 0; i < is_bad.size(); ++i) {
-    if (std::isfinite(reduction.combined[i])) continue;
-    TensorEntry entry = gradients.entries[i];
-    entry.first_chunk = 0;
-    TensorList alone{
-        &entry,  1, gradients.list.chunk_size, chunks_of(entry.count, gradients.list.chunk_size),
-        nullptr, 0};
-    const std::vector<ChunkSpan> spans = spans_of(alone);
-    alone.spans = spans.data();
-    alone.span_count = static_cast<int64_t>(spans.size());
-    is_bad[i] = !std::isfinite(reduce_entries(alone, maximum)[0]);
-  }
-  std::vector<int64_t> positions;
-  for (size_t i = 0; i < gradients.entry_of_source.size(); ++i) {
-    const int32_t entry = gradients.entry_of_source[i];
-    if (entry >= 0 && is_bad[entry]) positions.push_back(static_cast<int64_t>(i));
-  }
-  return positions;
-}
-
-void check_finite(const Gradients& gradients, const Reduction& reduction) {
-  if (std::isfinite(reduction.total_norm)) return;
-  throw NonFinite{norm_tensor(reduction.total_norm, reduction.is_float64),
-                  non_finite_positions(gradients, reduction)};
-}
-
-// Autograd learns of the change in place, as after torch's own multiplication, written or not.
-void bump_versions(const Gradients& gradients) {
-  for (c10::TensorImpl* const grad : gradients.tensors) grad->bump_version();
-  for (c10::TensorImpl* const grad : gradients.duplicates) grad->bump_version();
-}
-
-void scale(const Gradients& gradients, double clip_coef) {
-  bump_versions(gradients);
-  const WithoutGil without_gil(gradients);
-  scale_entries(gradients.list, clip_coef);
-}
-
-at::Tensor clip(const Gradients& gradients, const Reduction& reduction, double max_norm,
-                bool error_if_nonfinite) {
-  if (error_if_nonfinite) check_finite(gradients, reduction);
-  scale(gradients, clip_coefficient(reduction.total_norm, max_norm, reduction.is_float64));
-  return norm_tensor(reduction.total_norm, reduction.is_float64);
-}
-
-at::Tensor clip_grad_norm_(const py::list& parameters, double max_norm, double norm_type,
+at::Tensor clip_grad_norm_(const py::list& parameters, const MaxNorm& max_norm, double norm_type,
                            bool error_if_nonfinite) {
   check_norm_type(norm_type);
   Gradients gradients = collect_parameters(parameters, true);
-  const KeepDenormals keep_denormals;
-  const Reduction reduction = reduce(gradients, norm_type, gradients.has_float64);
-  return clip(gradients, reduction, max_norm, error_if_nonfinite);
+  Clipped clipped{{norm_type, gradients.has_float64, error_if_nonfinite}, {}, {}, {}};
+  return clip(Operation{"clip_grad_norm_"}, gradients, max_norm, &clipped);
 }
 
 at::Tensor get_total_norm(const py::list& tensors, double norm_type, bool error_if_nonfinite,
                           std::optional<at::ScalarType> dtype) {
   check_norm_type(norm_type);
   Gradients gradients = collect_tensors(tensors);
-  const KeepDenormals keep_denormals;
   const bool is_float64 = dtype ? *dtype == at::kDouble : gradients.has_float64;
+  if (gradients.is_on_gpu) {
+    return norm_on_gpu(Operation{"get_total_norm"}, gradients,
+                       {norm_type, is_float64, error_if_nonfinite});
+  }
+  const KeepDenormals keep_denormals;
   const Reduction reduction = reduce(gradients, norm_type, is_float64);
   if (error_if_nonfinite) check_finite(gradients, reduction);
   return norm_tensor(reduction.total_norm, is_float64);
 }
 
-void clip_grads_with_norm_(const py::list& parameters, double max_norm,
+// The coefficient of a norm that lies on the CPU.
+double coef_of(const at::Tensor& total_norm, double max_norm) {
+  const bool is_float64 = total_norm.scalar_type() == at::kDouble;
+  return clip_coefficient(total_norm.item<double>(), max_norm, is_float64);
+}
+
+void clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
                            const at::Tensor& total_norm) {
   DType dtype;
-  if (total_norm.key_set() != plain_cpu_keys() || total_norm.dim() != 0 ||
+  const bool is_on_gpu = is_gpu_tensor(total_norm);
+  if ((!is_on_gpu && total_norm.key_set() != plain_cpu_keys()) || total_norm.dim() != 0 ||
       !to_dtype(total_norm.scalar_type(), &dtype)) {
-    throw Unsupported{{"total_norm must be a 0-dim floating-point tensor on the CPU"}};
+    throw Unsupported{{"total_norm must be a plain 0-dim floating-point tensor"}};
   }
   const Gradients gradients = collect_parameters(parameters, true);
+  const Limit limit = limit_of(max_norm, gradients);
   const KeepDenormals keep_denormals;
-  const bool is_float64 = dtype == DType::kFloat64;
-  scale(gradients, clip_coefficient(total_norm.item<double>(), max_norm, is_float64));
+  if (gradients.is_on_gpu) {
+    scale_on_gpu(Operation{"clip_grads_with_norm_"}, gradients, limit, total_norm, is_on_gpu);
+  } else if (is_on_gpu) {
+    throw Unsupported{{"total_norm is on a GPU and the gradients are on the CPU"}};
+  } else {
+    scale(gradients, coef_of(total_norm, limit.value));
+  }
 }
 
 // torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
@@ -187,9 +119,12 @@ void check_clip_value(const Gradients& gradients, double clip_value) {
 void clip_grad_value_(const py::list& parameters, double clip_value) {
   const Gradients gradients = collect_parameters(parameters, true);
   check_clip_value(gradients, clip_value);
+  if (gradients.is_on_gpu) {
+    return clamp_on_gpu(Operation{"clip_grad_value_"}, gradients, clip_value);
+  }
   bump_versions(gradients);
   const WithoutGil without_gil(gradients);
-  clamp_entries(gradients.list, clip_value);
+  clamp_entries(gradients.on_cpu.list, clip_value);
 }
 
 // New tensors: tensors[i] * clip_coef, evaluated as the in-place scale evaluates it.
@@ -201,109 +136,13 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
     results.push_back(at::empty_like(owner_of(tensor)));
     targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
   }
+  if (gradients.is_on_gpu) {
+    scale_on_gpu_into(Operation{"scaled"}, gradients, targets, clip_coef);
+    return results;
+  }
   const WithoutGil without_gil(gradients);
-  scale_entries_into(gradients.list, targets, clip_coef);
+  scale_entries_into(gradients.on_cpu.list, targets, clip_coef);
   return results;
-}
-
-// The parameters of a GradClipper, held strongly, and what the last clip saw of each.
-class ParameterList {
- public:
-  explicit ParameterList(const py::list& parameters) {
-    for (const py::handle object : parameters) {
-      sources_.push_back(py::reinterpret_borrow<py::object>(object));
-    }
-  }
-
-  at::Tensor clip_grad_norm_(double max_norm, double norm_type, bool error_if_nonfinite) {
-    check_norm_type(norm_type);
-    Gradients gradients = collect();
-    const KeepDenormals keep_denormals;
-    const auto last = std::make_shared<const Last>(
-        Last{reduce(gradients, norm_type, gradients.has_float64), gradients.entry_of_source});
-    last_ = last;  // another thread may replace it while the GIL is released
-    return clip(gradients, last->reduction, max_norm, error_if_nonfinite);
-  }
-
-  const std::vector<py::object>& sources() const { return sources_; }
-
-  void clear() {
-    const std::vector<py::object> dropped = std::move(sources_);
-    sources_.clear();
-  }
-
-  // One norm per parameter, 0 where `.grad` was None; made on demand from the last clip's sums.
-  at::Tensor parameter_norms() const {
-    TORCH_CHECK(last_ != nullptr, "ParameterList: parameter_norms needs a clip first");
-    const KeepDenormals keep_denormals;
-    return last_->reduction.is_float64 ? last_norms<double>(at::kDouble)
-                                       : last_norms<float>(at::kFloat);
-  }
-
- private:
-  template <typename T>
-  at::Tensor last_norms(at::ScalarType type) const {
-    const auto size = static_cast<int64_t>(last_->entry_of_source.size());
-    at::Tensor norms = at::empty({size}, at::device(at::kCPU).dtype(type));
-    T* const values = norms.mutable_data_ptr<T>();
-    const Reduction& reduction = last_->reduction;
-    const auto entries = static_cast<int64_t>(reduction.combined.size());
-    if (entries == size) {  // every parameter has a gradient of its own, in order
-      reduction.norm.roots(reduction.combined.data(), size, values);
-      return norms;
-    }
-    std::vector<T> roots(entries);
-    reduction.norm.roots(reduction.combined.data(), entries, roots.data());
-    for (int64_t i = 0; i < size; ++i) {
-      const int32_t entry = last_->entry_of_source[i];
-      values[i] = entry < 0 ? T(0) : roots[entry];
-    }
-    return norms;
-  }
-
-  struct Last {
-    Reduction reduction;
-    std::vector<int32_t> entry_of_source;
-  };
-
-  Gradients collect() const {
-    Collector collector(sources_.size(), true);
-    const auto object_at = [this](size_t i) {
-      return i < sources_.size() ? sources_[i].ptr() : nullptr;
-    };
-    for (size_t i = 0; i < sources_.size(); ++i) {
-      collector.look_ahead(i, object_at);
-      collector.add_parameter(sources_[i].ptr());
-    }
-    return collector.finish_parameters();
-  }
-
-  // The Python objects, not their tensors: a module's conversion may swap the tensor of a
-  // parameter.
-  std::vector<py::object> sources_;
-  std::shared_ptr<const Last> last_;
-};
-
-// Python's collector must see the parameters: one may refer back to its GradClipper.
-void let_cycles_be_found(PyHeapTypeObject* heap_type) {
-  PyTypeObject* const type = &heap_type->ht_type;
-  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
-  type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
-#if PY_VERSION_HEX >= 0x03090000
-    Py_VISIT(Py_TYPE(self));
-#endif
-    if (!py::detail::is_holder_constructed(self)) return 0;
-    for (const py::object& object : py::cast<ParameterList&>(py::handle(self)).sources()) {
-      Py_VISIT(object.ptr());
-    }
-    return 0;
-  };
-  type->tp_clear = [](PyObject* self) {
-    if (py::detail::is_holder_constructed(self)) {
-      py::cast<ParameterList&>(py::handle(self)).clear();
-    }
-    return 0;
-  };
 }
 
 std::vector<std::string> instruction_sets() {

@@ -84,8 +84,12 @@ struct CudaLaunchers {
   // is linked in, and the build holds code for the device.
   int (*check)(int device);
 
+  // Whether a CUDA graph is being captured on the stream, or may be.
+  bool (*is_capturing)(int device, void* stream);
+
   const char* (*name)(int status);    // such as "cudaErrorNoDevice"
   const char* (*reason)(int status);  // in words
+  const char* (*advice)(int status);  // what to do about it
   int (*driver_version)();            // 12010 is 12.1; 0 without a driver
   int (*runtime_version)();
 };

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "../launch_cuda.h"
+#include "accelerator.h"
 #include "gradients.h"
 #include "look_ahead.h"
 
@@ -38,15 +40,14 @@ inline bool to_dtype(at::ScalarType type, DType* dtype) {
   }
 }
 
-// The dispatch keys of an ordinary CPU tensor. Any other key (Python, Conjugate, Negative,
-// ZeroTensor, functorch, sparse, meta, inference, ...) asks for handling that reading raw memory
-// would skip.
-inline c10::DispatchKeySet plain_cpu_keys() {
-  static const c10::DispatchKeySet keys = [] {
-    const c10::InferenceMode off(false);
-    return at::detail::empty_cpu({0}, at::kFloat).key_set();
-  }();
-  return keys;
+// Thrown as Python's _C.NonFiniteError, before any gradient is written.
+struct NonFinite {
+  at::Tensor total_norm;
+  std::vector<int64_t> positions;
+};
+
+inline bool is_supported_device(const at::Tensor& grad) {
+  return grad.device().is_cpu() || (cuda_launchers() != nullptr && grad.device().is_cuda());
 }
 
 // As Python writes it: "complex64", where C++ says ComplexFloat.
@@ -57,13 +58,17 @@ inline std::string dtype_name(at::ScalarType type) {
 
 inline std::string why_unsupported(const at::Tensor& grad) {
   DType dtype;
-  if (!grad.device().is_cpu()) return "device " + grad.device().str() + " (supported: cpu)";
+  if (!is_supported_device(grad)) {
+    return "device " + grad.device().str() +
+           (cuda_launchers() != nullptr ? " (supported: cpu, cuda)"
+                                        : " (supported: cpu; fastclip._C has no CUDA kernels)");
+  }
   if (!to_dtype(grad.scalar_type(), &dtype)) {
     return "dtype " + dtype_name(grad.scalar_type()) +
            " (supported: float32, float64, bfloat16, float16)";
   }
   if (grad.is_inference()) return "an inference tensor";
-  if (grad.key_set() != plain_cpu_keys()) {
+  if (grad.key_set() != plain_cpu_keys() && !accelerator::is_plain(grad.unsafeGetTensorImpl())) {
     return "a tensor with dispatch keys " + c10::toString(grad.key_set()) +
            " (supported: plain strided tensors)";
   }
@@ -156,23 +161,17 @@ class Collector {
   }
 
   Gradients finish() {
-    int64_t total_count = 0;
-    for (const TensorEntry& entry : gradients_.entries) total_count += entry.count;
-    TensorList& list = gradients_.list;
-    list.chunk_size = choose_chunk_size(total_count);
-    for (TensorEntry& entry : gradients_.entries) {
-      entry.first_chunk = list.chunks;
-      list.chunks += chunks_of(entry.count, list.chunk_size);
+    for (const TensorEntry& entry : gradients_.entries) {
       gradients_.has_float64 |= entry.dtype == DType::kFloat64;
     }
-    list.entries = gradients_.entries.data();
-    list.size = static_cast<int64_t>(gradients_.entries.size());
-    gradients_.spans = spans_of(list);
-    list.spans = gradients_.spans.data();
-    list.span_count = static_cast<int64_t>(gradients_.spans.size());
-    // The references would cost a list of small gradients a tenth of its time, and the GIL, once
-    // released, may take milliseconds to come back: work for one thread alone goes without.
-    if (list.span_count > 1) gradients_.own();
+    if (gradients_.is_on_gpu) {
+      gradients_.own();
+    } else {
+      gradients_.on_cpu = pack_for_cpu(&gradients_.entries);
+      // The references would cost a list of small gradients a tenth of its time, and the GIL, once
+      // released, may take milliseconds to come back: work for one thread alone goes without.
+      if (gradients_.on_cpu.list.span_count > 1) gradients_.own();
+    }
     return std::move(gradients_);
   }
 
@@ -194,11 +193,15 @@ class Collector {
     }
   }
 
+  static bool is_on_gpu(const c10::TensorImpl* impl) {
+    return accelerator::is_plain(impl) && cuda_launchers() != nullptr;
+  }
+
   // Fills `entry` from a plain gradient; false for any other.
   bool pack(const at::Tensor& grad, TensorEntry* entry) const {
     c10::TensorImpl* const impl = grad.unsafeGetTensorImpl();
     const c10::Storage& storage = impl->unsafe_storage();
-    if (impl->key_set() != plain_cpu_keys() || !storage ||
+    if (!storage || (impl->key_set() != plain_cpu_keys() && !is_on_gpu(impl)) ||
         !to_dtype(grad.scalar_type(), &entry->dtype) || !impl->is_non_overlapping_and_dense() ||
         has_tangent(grad)) {
       return false;
@@ -220,6 +223,7 @@ class Collector {
     const auto index = static_cast<int32_t>(gradients_.entries.size());
     if (writes_ && may_share_memory(grad)) sharing_.push_back(index);
     gradients_.entry_of_source.push_back(index);
+    gradients_.is_on_gpu |= is_on_gpu(grad.unsafeGetTensorImpl());
     gradients_.add(grad, entry);
   }
 
@@ -252,13 +256,21 @@ class Collector {
   }
 
   // Another tensor may use the same memory: the storage is shared, or something else than torch's
-  // CPU allocator made it. In that case the memory may be any other gradient's (DLPack), whose own
+  // allocator made it. In that case the memory may be any other gradient's (DLPack), whose own
   // storage shows nothing of it.
   bool may_share_memory(const at::Tensor& grad) {
     static const c10::DeleterFnPtr default_deleter = c10::GetAllocator(at::kCPU)->raw_deleter();
     const c10::Storage& storage = grad.unsafeGetTensorImpl()->unsafe_storage();
-    if (storage.data_ptr().get_deleter() != default_deleter) all_may_share_ = true;
+    if (storage.data_ptr().get_deleter() != default_deleter &&
+        (storage.device_type() == at::kCPU || !is_cuda_allocation(storage))) {
+      all_may_share_ = true;
+    }
     return storage.use_count() > 1;
+  }
+
+  static bool is_cuda_allocation(const c10::Storage& storage) {
+    const c10::Allocator* const allocator = c10::GetAllocator(at::kCUDA);
+    return storage.data_ptr().get_deleter() == allocator->raw_deleter();
   }
 
   bool are_equal(int32_t a, int32_t b) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../tensor_list.h"
+#include "accelerator.h"
 
 namespace fastclip {
 
@@ -36,6 +37,31 @@ inline std::vector<ChunkSpan> spans_of(const TensorList& list) {
   return spans;
 }
 
+// A list as the CPU kernels take it.
+struct CpuList {
+  TensorList list{};
+  std::vector<ChunkSpan> spans;
+};
+
+// Assigns chunks to the entries, which must stay where they are while the list is used.
+inline CpuList pack_for_cpu(std::vector<TensorEntry>* entries) {
+  CpuList packed;
+  TensorList& list = packed.list;
+  int64_t total_count = 0;
+  for (const TensorEntry& entry : *entries) total_count += entry.count;
+  list.chunk_size = choose_chunk_size(total_count);
+  for (TensorEntry& entry : *entries) {
+    entry.first_chunk = list.chunks;
+    list.chunks += chunks_of(entry.count, list.chunk_size);
+  }
+  list.entries = entries->data();
+  list.size = static_cast<int64_t>(entries->size());
+  packed.spans = spans_of(list);
+  list.spans = packed.spans.data();
+  list.span_count = static_cast<int64_t>(packed.spans.size());
+  return packed;
+}
+
 inline at::Tensor owner_of(c10::TensorImpl* impl) {
   using Pointer = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
   return at::Tensor(Pointer::reclaim_copy(impl));
@@ -47,11 +73,11 @@ struct Gradients {
   std::vector<TensorEntry> entries;          // parallel to `tensors`
   std::vector<c10::TensorImpl*> duplicates;  // other tensors over the memory of an entry
   std::vector<int32_t> entry_of_source;      // per parameter; -1 where `.grad` is None
-  std::vector<ChunkSpan> spans;
   std::vector<at::Tensor> owners;  // of every one of `tensors` and `duplicates` once `is_owned`
   bool is_owned = false;
   bool has_float64 = false;
-  TensorList list{};
+  bool is_on_gpu = false;  // at least one entry; then `on_cpu` is empty
+  CpuList on_cpu;
 
   // Before other Python code may run, in this thread or in one that takes the GIL: it may drop any
   // gradient.
@@ -61,6 +87,11 @@ struct Gradients {
     owners.reserve(tensors.capacity() + duplicates.size());
     for (c10::TensorImpl* const impl : tensors) owners.push_back(owner_of(impl));
     for (c10::TensorImpl* const impl : duplicates) owners.push_back(owner_of(impl));
+  }
+
+  c10::Device device_of(size_t entry) const {
+    const c10::TensorImpl* const tensor = tensors[entry];
+    return accelerator::is_plain(tensor) ? accelerator::device_of(tensor) : c10::Device(at::kCPU);
   }
 
   void add(const at::Tensor& tensor, const TensorEntry& entry) {

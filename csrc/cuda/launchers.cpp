@@ -58,15 +58,17 @@ cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks) {
   return cudaSuccess;
 }
 
+// Any doubt counts as yes: a stream on which one must not ask is one.
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusActive;
+  return take_error(cudaStreamIsCapturing(stream, &status)) != cudaSuccess ||
+         status != cudaStreamCaptureStatusNone;
+}
+
 bool may_cooperate(int device, cudaStream_t stream) {
   int can = 0;
-  if (take_error(cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, device)) !=
-      cudaSuccess) {
-    return false;
-  }
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusActive;
-  if (take_error(cudaStreamIsCapturing(stream, &capture)) != cudaSuccess) return false;
-  return can != 0 && capture == cudaStreamCaptureStatusNone;
+  const cudaError_t status = cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, device);
+  return take_error(status) == cudaSuccess && can != 0 && !is_capturing(stream);
 }
 
 bool takes_long_arguments() {
@@ -160,8 +162,28 @@ int check(int device) {
   return on_device(device, [] { return check_code(); });
 }
 
+bool is_capturing_on(int device, void* stream) {
+  const OnDevice current(device);
+  return current.status() != cudaSuccess || is_capturing(static_cast<cudaStream_t>(stream));
+}
+
 const char* name(int status) { return cudaGetErrorName(static_cast<cudaError_t>(status)); }
 const char* reason(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
+
+const char* advice(int status) {
+  switch (status) {
+    case cudaErrorInsufficientDriver:
+      return "update the NVIDIA driver, or rebuild fastclip with a CUDA toolkit that it supports";
+    case cudaErrorNoDevice:
+      return "see whether nvidia-smi finds a GPU and CUDA_VISIBLE_DEVICES names one";
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorInvalidDeviceFunction:
+      return "rebuild fastclip with TORCH_CUDA_ARCH_LIST set to the GPU's compute capability";
+    default:
+      return "an earlier kernel may be what failed: CUDA_LAUNCH_BLOCKING=1 shows which";
+  }
+}
 
 int driver_version() {
   int version = 0;
@@ -175,9 +197,9 @@ int runtime_version() {
   return version;
 }
 
-constexpr CudaLaunchers kLaunchers = {plan_list, write_table, clip,           reduce,
-                                      finish,    scale,       clamp,          check,
-                                      name,      reason,      driver_version, runtime_version};
+constexpr CudaLaunchers kLaunchers = {
+    plan_list, write_table,     clip, reduce, finish, scale,          clamp,
+    check,     is_capturing_on, name, reason, advice, driver_version, runtime_version};
 
 }  // namespace
 }  // namespace device

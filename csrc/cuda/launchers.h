@@ -29,6 +29,8 @@ cudaError_t resident_blocks(const void* kernel, int* blocks);
 // As many blocks as the device holds, if each has 64 KiB and a group or more to work on.
 cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks);
 
+bool is_capturing(cudaStream_t stream);
+
 // Whether a cooperative launch may be tried: the device can, and no graph is being captured.
 bool may_cooperate(int device, cudaStream_t stream);
 

@@ -39,7 +39,7 @@ class NativeBackend:
     ) -> Tensor:
         c = _extension()
         return _run(
-            c, c.clip_grad_norm_, parameters, _as_float(max_norm), norm_type, error_if_nonfinite
+            c, c.clip_grad_norm_, parameters, _limit(max_norm), norm_type, error_if_nonfinite
         )
 
     def get_total_norm(
@@ -63,7 +63,7 @@ class NativeBackend:
         c = _extension()
         if not isinstance(total_norm, Tensor):
             raise UnsupportedError(["total_norm is no tensor"])
-        _run(c, c.clip_grads_with_norm_, parameters, _as_float(max_norm), total_norm)
+        _run(c, c.clip_grads_with_norm_, parameters, _limit(max_norm), total_norm)
 
     def clip_grad_value_(
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
@@ -86,7 +86,7 @@ class NativeParameters:
         self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
     ) -> Tensor:
         """Clip in one walk. Raises ``UnsupportedError`` or ``NonFiniteError`` before any write."""
-        limit = _as_float(max_norm)
+        limit = _limit(max_norm)
         return _run(self._c, self._list.clip_grad_norm_, limit, norm_type, error_if_nonfinite)
 
     def parameter_norms(self) -> Tensor:
@@ -117,10 +117,11 @@ def instruction_set() -> str | None:
     return None if c is None else c.instruction_set()
 
 
-def _as_float(max_norm: float | Tensor) -> float:
-    if isinstance(max_norm, Tensor) and not max_norm.is_cpu:
-        raise UnsupportedError([f"max_norm is on device {max_norm.device} (supported: cpu)"])
-    return float(max_norm.detach() if isinstance(max_norm, Tensor) else max_norm)
+def _limit(max_norm: float | Tensor) -> float | Tensor:
+    """Return a number, or a tensor that lies on another device: no wait for that device here."""
+    if not isinstance(max_norm, Tensor):
+        return float(max_norm)
+    return float(max_norm.detach()) if max_norm.is_cpu else max_norm.detach()
 
 
 def _extension() -> types.ModuleType:

@@ -1,0 +1,46 @@
+// GPU tensors as the binding sees them. tests/emulator has its own version, in which tensors in CPU
+// memory stand for tensors on GPUs.
+#pragma once
+
+#include "plain_keys.h"
+
+#ifdef FASTCLIP_EMULATOR
+#include "emulated_accelerator.h"
+#else
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+namespace fastclip::accelerator {
+
+inline bool is_plain(const c10::TensorImpl* tensor) {
+  static const c10::DispatchKeySet keys = plain_keys(c10::BackendComponent::CUDABit);
+  return tensor->key_set() == keys;
+}
+
+inline c10::Device device_of(const c10::TensorImpl* tensor) { return tensor->device(); }
+
+// The stream that torch's own operations would run on, as a cudaStream_t.
+inline void* current_stream(c10::Device device) {
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  return guard.getStreamNativeHandle(guard.getStream(device));
+}
+
+inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
+  return at::empty(sizes, at::device(device).dtype(type));
+}
+
+// On the device and of the type; the tensor itself where it is both. Between GPUs the copy orders
+// their streams, from and to the CPU it waits.
+inline at::Tensor move(const at::Tensor& tensor, c10::Device device, at::ScalarType type) {
+  return tensor.to(device, type);
+}
+
+// From pinned memory, so that nobody waits.
+inline at::Tensor upload(const at::Tensor& tensor, c10::Device device) {
+  return tensor.pin_memory().to(device, tensor.scalar_type(), /*non_blocking=*/true);
+}
+
+}  // namespace fastclip::accelerator
+
+#endif
