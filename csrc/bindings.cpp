@@ -89,10 +89,10 @@ void clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
   const KeepDenormals keep_denormals;
   if (gradients.is_on_gpu) {
     scale_on_gpu(Operation{"clip_grads_with_norm_"}, gradients, limit, total_norm, is_on_gpu);
-  } else if (is_on_gpu) {
-    throw Unsupported{{"total_norm is on a GPU and the gradients are on the CPU"}};
-  } else {
+  } else if (!is_on_gpu) {
     scale(gradients, coef_of(total_norm, limit.value));
+  } else if (!gradients.entries.empty()) {
+    throw Unsupported{{"total_norm is on a GPU and the gradients are on the CPU"}};
   }
 }
 
@@ -163,7 +163,7 @@ PYBIND11_MODULE(_C, module) {
   non_finite_error = PyErr_NewException("fastclip._C.NonFiniteError", nullptr, nullptr);
   module.attr("UnsupportedError") = py::handle(unsupported_error);
   module.attr("NonFiniteError") = py::handle(non_finite_error);
-  py::register_exception_translator(&translate_exception);
+  py::register_local_exception_translator(&translate_exception);
 
   module.def("clip_grad_norm_", wrap_pybind_function(&clip_grad_norm_), py::arg("parameters"),
              py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"));
@@ -175,7 +175,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("clip_value"));
   module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("clip_coef"));
 
-  py::class_<ParameterList>(module, "ParameterList", py::custom_type_setup(&let_cycles_be_found))
+  py::class_<ParameterList>(module, "ParameterList", py::module_local(),
+                            py::custom_type_setup(&let_cycles_be_found))
       .def(py::init<const py::list&>(), py::arg("parameters"))
       .def("clip_grad_norm_", wrap_pybind_function(&ParameterList::clip_grad_norm_),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"))

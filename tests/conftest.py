@@ -1,7 +1,9 @@
 """The backends that the tests of the public functions run on."""
 
 import os
+from collections.abc import Iterator
 
+import emulated_native
 import pytest
 
 import fastclip
@@ -17,9 +19,34 @@ def _require(name: str | None) -> None:
     pytest.skip(because)
 
 
-@pytest.fixture(params=[None, "reference", "native"], ids=lambda name: name or "default")
+def _require_emulator() -> None:
+    because = emulated_native.missing()
+    if because is None:
+        return
+    if os.environ.get("FASTCLIP_REQUIRE_NATIVE"):
+        pytest.fail(f"{because} (and FASTCLIP_REQUIRE_NATIVE is set)")
+    pytest.skip(because)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[emulated_native.Emulated]:
+    """Let the backend "native" run its CUDA kernels on CPU tensors, over the emulator."""
+    _require_emulator()
+    with emulated_native.in_use(monkeypatch) as in_use:
+        yield in_use
+
+
+@pytest.fixture(
+    params=[None, "reference", "native", "emulated"], ids=lambda name: name or "default"
+)
 def backend(request: pytest.FixtureRequest) -> str | None:
-    """Return what to pass as ``backend=``: each backend by name, and None for fastclip's choice."""
+    """Return what to pass as ``backend=``: each backend by name, and None for fastclip's choice.
+
+    "emulated" is native with its CUDA kernels, over the emulator.
+    """
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+        return "native"
     _require(request.param)
     return request.param
 

@@ -1,0 +1,129 @@
+// What Python tests set and ask of the emulator inside the extension, by ctypes (emulated.py).
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "emulator.h"
+#include "launch.h"
+
+namespace fastclip {
+
+// The CPU kernels: the baseline alone, for lists that lie on the CPU in part.
+const ChunkKernels* const* runnable_kernels(int* size) {
+  static const ChunkKernels* const kTables[] = {&kBaselineKernels};
+  *size = 1;
+  return kTables;
+}
+const ChunkKernels& active_kernels() { return kBaselineKernels; }
+bool select_kernels(const char* name) { return std::strcmp(name, kBaselineKernels.name) == 0; }
+
+namespace accelerator {
+namespace {
+
+std::map<const void*, int>& places() {
+  static std::map<const void*, int> known;
+  return known;
+}
+std::map<int, void*>& streams() {
+  static std::map<int, void*> known;
+  return known;
+}
+
+}  // namespace
+
+int place_of(const void* data) {
+  const auto found = places().find(data);
+  return found == places().end() ? 0 : found->second;
+}
+
+void* stream_of(int device) {
+  void*& stream = streams()[device];
+  if (stream == nullptr) stream = emulator::make_stream(device);
+  return stream;
+}
+
+}  // namespace accelerator
+}  // namespace fastclip
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT void emulated_reset() {
+  emulator::reset();
+  fastclip::accelerator::places().clear();
+  fastclip::accelerator::streams().clear();
+}
+
+EXPORT void emulated_set_machine(int devices, int multiprocessors, int driver_version,
+                                 int has_cooperative_launch) {
+  emulator::Machine& machine = emulator::machine();
+  machine.devices = devices;
+  machine.multiprocessors = multiprocessors;
+  machine.driver_version = driver_version;
+  machine.has_cooperative_launch = has_cooperative_launch != 0;
+}
+EXPORT void emulated_set_errors(int device_error, int cooperative_error, int code_error) {
+  emulator::Machine& machine = emulator::machine();
+  machine.device_error = static_cast<cudaError_t>(device_error);
+  machine.cooperative_error = static_cast<cudaError_t>(cooperative_error);
+  machine.code_error = static_cast<cudaError_t>(code_error);
+}
+EXPORT void emulated_set_schedule(int schedule, uint64_t seed) {
+  emulator::execution().schedule = emulator::kSchedules[schedule];
+  emulator::execution().seed = seed;
+}
+EXPORT void emulated_fail_launch(int n, int error) {
+  emulator::fail_launch(n, static_cast<cudaError_t>(error));
+}
+
+// `device` -1 is the CPU. GPU memory that is placed is watched: no other device may touch it.
+EXPORT void emulated_place(void* data, uint64_t bytes, int device) {
+  fastclip::accelerator::places()[data] = device;
+  if (device >= 0) emulator::watch("a placed tensor", data, bytes, {false, device});
+}
+EXPORT void emulated_watch(void* data, uint64_t bytes) {
+  emulator::watch("a watched tensor", data, bytes);
+}
+// Bytes read, written, read at least once, written at least once.
+EXPORT void emulated_traffic(const void* data, uint64_t* counts) {
+  const emulator::Traffic traffic = emulator::traffic(data);
+  counts[0] = traffic.read;
+  counts[1] = traffic.written;
+  counts[2] = traffic.unique_read;
+  counts[3] = traffic.unique_written;
+}
+EXPORT void emulated_clear() {
+  emulator::clear_traffic();
+  emulator::clear_launches();
+  emulator::clear_reports();
+}
+
+EXPORT int emulated_reports() { return static_cast<int>(emulator::reports().size()); }
+EXPORT const char* emulated_report(int i) { return emulator::reports()[i].text.c_str(); }
+EXPORT int emulated_launches() { return static_cast<int>(emulator::launches().size()); }
+EXPORT const char* emulated_launch_kernel(int i) { return emulator::launches()[i].kernel.c_str(); }
+EXPORT int emulated_launch_device(int i) { return emulator::launches()[i].device; }
+EXPORT int emulated_launch_is_cooperative(int i) {
+  return emulator::launches()[i].is_cooperative ? 1 : 0;
+}
+
+EXPORT void emulated_begin_capture() {
+  emulator::begin_capture(static_cast<cudaStream_t>(fastclip::accelerator::stream_of(0)));
+}
+EXPORT uint64_t emulated_end_capture(int* launches) {
+  const emulator::Graph graph =
+      emulator::end_capture(static_cast<cudaStream_t>(fastclip::accelerator::stream_of(0)));
+  *launches = graph.launches;
+  return graph.id;
+}
+EXPORT int emulated_replay(uint64_t id, int launches) {
+  return static_cast<int>(emulator::replay({launches, id}));
+}
+EXPORT int emulated_last_error() { return static_cast<int>(cudaGetLastError()); }
+EXPORT int emulated_current_device() {
+  int device = -1;
+  cudaGetDevice(&device);
+  return device;
+}
+EXPORT void emulated_use_device(int device) { cudaSetDevice(device); }
+EXPORT int emulated_default_driver() { return emulator::machine().driver_version; }
