@@ -1,8 +1,11 @@
 // What Python tests set and ask of the emulator inside the extension, by ctypes (emulated.py).
+#include <ATen/ATen.h>
+
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "emulator.h"
 #include "launch.h"
@@ -30,11 +33,25 @@ std::map<int, void*>& streams() {
   return known;
 }
 
+// What a graph writes stays, as in the memory pool that torch gives a graph.
+std::vector<at::Tensor>& kept() {
+  static std::vector<at::Tensor> tensors;
+  return tensors;
+}
+bool& is_capturing() {
+  static bool value = false;
+  return value;
+}
+
 }  // namespace
 
 int place_of(const void* data) {
   const auto found = places().find(data);
   return found == places().end() ? 0 : found->second;
+}
+
+void keep_while_capturing(const at::Tensor& tensor) {
+  if (is_capturing()) kept().push_back(tensor);
 }
 
 void* stream_of(int device) {
@@ -52,6 +69,8 @@ EXPORT void emulated_reset() {
   emulator::reset();
   fastclip::accelerator::places().clear();
   fastclip::accelerator::streams().clear();
+  fastclip::accelerator::kept().clear();
+  fastclip::accelerator::is_capturing() = false;
 }
 
 EXPORT void emulated_set_machine(int devices, int multiprocessors, int driver_version,
@@ -108,9 +127,11 @@ EXPORT int emulated_launch_is_cooperative(int i) {
 }
 
 EXPORT void emulated_begin_capture() {
+  fastclip::accelerator::is_capturing() = true;
   emulator::begin_capture(static_cast<cudaStream_t>(fastclip::accelerator::stream_of(0)));
 }
 EXPORT uint64_t emulated_end_capture(int* launches) {
+  fastclip::accelerator::is_capturing() = false;
   const emulator::Graph graph =
       emulator::end_capture(static_cast<cudaStream_t>(fastclip::accelerator::stream_of(0)));
   *launches = graph.launches;

@@ -1,0 +1,302 @@
+"""The native backend for cuda gradients, over the emulator: devices, launches, errors, graphs.
+
+The mirror's own tests run over it too (the fixture "backend"); here is what only GPUs have.
+"""
+
+import math
+
+import oracle
+import pytest
+import torch
+from emulated_native import CPU, Emulated
+from samples import assert_clipped, copies, gradient, parameters, versions
+from torch import Tensor
+
+import fastclip
+
+# Status codes of the CUDA runtime.
+NO_DEVICE = 100
+INSUFFICIENT_DRIVER = 35
+NO_KERNEL_IMAGE = 209
+LAUNCH_FAILURE = 719
+COOPERATIVE_TOO_LARGE = 720
+NOT_SUPPORTED = 801
+
+SIZES = (33, 16385, 1, 5000, 40000, 2)
+NORM_TYPES = (2.0, 1.0, math.inf, 3.0)
+
+
+def mixed_gradients() -> list[Tensor]:
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return [gradient(size, dtypes[i % 3], seed=i) for i, size in enumerate(SIZES)]
+
+
+def place(emulated: Emulated, tensors: list[Tensor], devices: list[int]) -> None:
+    """Put tensors on devices in turn."""
+    for i, tensor in enumerate(tensors):
+        emulated.place(tensor, devices[i % len(devices)])
+
+
+def kernels(emulated: Emulated) -> list[str]:
+    """Return the names of the kernels launched, without template arguments."""
+    return [
+        launch.kernel.partition("<")[0].rpartition("::")[2].rpartition(" ")[2]
+        for launch in emulated.launches
+    ]
+
+
+def test_a_clip_is_one_cooperative_launch(emulated: Emulated) -> None:
+    grads = [gradient(1 + i % 7, torch.float32, seed=i) for i in range(1600)]
+    fastclip.clip_grad_norm_(parameters(grads), 0.1, backend="native")
+    assert [launch.is_cooperative for launch in emulated.launches] == [True]
+
+
+def test_longer_lists_take_a_few_launches_more(emulated: Emulated) -> None:
+    grads = [gradient(1 + i % 7, torch.float32, seed=i) for i in range(3300)]
+    held = parameters(copies(grads))
+    norm = fastclip.clip_grad_norm_(held, 0.1, backend="native")
+    assert kernels(emulated) == [*["write_table_kernel"] * 3, "clip_kernel"]
+    assert_clipped(held, grads, 0.1, norm)
+
+
+def test_gradients_are_read_once_and_not_written_when_nothing_is_clipped(
+    emulated: Emulated,
+) -> None:
+    grads = mixed_gradients()
+    for grad in grads:
+        emulated.watch(grad)
+    held = parameters(grads)
+    fastclip.clip_grad_norm_(held, 1e9, backend="native")
+    for grad in grads:
+        traffic = emulated.traffic(grad)
+        assert (traffic.read, traffic.unique_read, traffic.written) == (grad.nbytes, grad.nbytes, 0)
+    emulated.clear()
+    fastclip.clip_grad_norm_(held, 0.1, backend="native")
+    for grad in grads:
+        traffic = emulated.traffic(grad)
+        assert (traffic.read, traffic.written) == (2 * grad.nbytes, grad.nbytes)
+
+
+@pytest.mark.parametrize("devices", ([0, 1], [1, 0], [2, 2, 0, 1], [CPU, 0], [1, CPU]), ids=str)
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+def test_gradients_on_several_devices_have_one_norm(
+    emulated: Emulated, devices: list[int], norm_type: float
+) -> None:
+    emulated.machine(devices=3)
+    grads = mixed_gradients()
+    held = parameters(copies(grads))
+    ours = [p.grad for p in held if p.grad is not None]
+    place(emulated, ours, devices)
+    norm = fastclip.clip_grad_norm_(held, 0.5, norm_type, backend="native")
+    assert oracle.is_norm(float(norm), oracle.total_norm(grads, norm_type), torch.float32)
+    assert_clipped(held, grads, 0.5, norm)
+    assert {launch.device for launch in emulated.launches} == {d for d in devices if d != CPU}
+    assert emulated.current_device == 0
+    place(emulated, ours, [CPU])
+    again = fastclip.get_total_norm(ours, norm_type, backend="native")
+    assert oracle.is_norm(float(again), oracle.total_norm(ours, norm_type), torch.float32)
+
+
+@pytest.mark.parametrize("devices", ([0, 1], [CPU, 0], [0, CPU]), ids=str)
+def test_the_other_functions_take_several_devices(emulated: Emulated, devices: list[int]) -> None:
+    emulated.machine(devices=2)
+    grads = mixed_gradients()
+    held = parameters(copies(grads))
+    ours = [p.grad for p in held if p.grad is not None]
+    place(emulated, ours, devices)
+    norm = fastclip.get_total_norm(ours, backend="native")
+    assert oracle.is_norm(float(norm), oracle.total_norm(grads, 2.0), torch.float32)
+    fastclip.clip_grads_with_norm_(held, 0.5, norm, backend="native")
+    assert_clipped(held, grads, 0.5, norm)
+    before = copies(ours)
+    fastclip.clip_grad_value_(held, 1e-3, backend="native")
+    for grad, old in zip(ours, before, strict=True):
+        assert oracle.equal(grad, oracle.clamped(old, 1e-3))
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("devices", ([0], [0, 1], [CPU, 1]), ids=str)
+def test_parameter_norms_are_in_the_order_of_the_parameters(
+    emulated: Emulated, devices: list[int], norm_type: float
+) -> None:
+    emulated.machine(devices=2)
+    grads: list[Tensor | None] = [*mixed_gradients(), None]
+    held = parameters(grads)
+    held.append(held[1])
+    place(emulated, [grad for grad in grads if grad is not None], devices)
+    expected = [0.0 if p.grad is None else oracle.total_norm([p.grad], norm_type) for p in held]
+    clipper = fastclip.GradClipper(held, 0.5, norm_type, backend="native")
+    clipper.clip_()
+    for actual, wanted in zip(clipper.parameter_norms, expected, strict=True):
+        assert oracle.is_norm(float(actual), wanted, torch.float32)
+
+
+def test_a_limit_on_the_gpu_is_read_by_the_kernel(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    held = parameters(copies(grads))
+    limit = torch.tensor(0.5, dtype=torch.float64)
+    norm = emulated.module.clip_grad_norm_(held, limit, 2.0, False)
+    assert_clipped(held, grads, 0.5, norm)
+    assert [launch.is_cooperative for launch in emulated.launches] == [True]
+    held = parameters(copies(grads))
+    emulated.module.clip_grads_with_norm_(held, limit, norm)
+    assert_clipped(held, grads, 0.5, norm)
+    with pytest.raises(emulated.module.UnsupportedError, match="max_norm is on device"):
+        emulated.module.clip_grad_norm_(held, torch.ones(2), 2.0, False)
+
+
+def test_a_limit_on_the_gpu_is_for_gradients_there(emulated: Emulated) -> None:
+    held = parameters([gradient(5, torch.float32)])
+    place(emulated, [held[0].grad for _ in range(1) if held[0].grad is not None], [CPU])
+    with pytest.raises(emulated.module.UnsupportedError, match="max_norm is on device"):
+        emulated.module.clip_grad_norm_(held, torch.tensor(1.0), 2.0, False)
+
+
+@pytest.mark.parametrize("devices", ([0], [0, 1], [CPU, 0]), ids=str)
+def test_an_error_names_the_parameters_and_writes_nothing(
+    emulated: Emulated, devices: list[int]
+) -> None:
+    emulated.machine(devices=2)
+    grads = mixed_gradients()
+    grads[2].fill_(math.inf)
+    grads[4][-1] = math.nan
+    before = copies(grads)
+    held = parameters(grads)
+    place(emulated, grads, devices)
+    seen = versions(grads)
+    with pytest.raises(RuntimeError, match=r"non-finite gradients: .*2.*4"):
+        fastclip.clip_grad_norm_(held, 0.5, error_if_nonfinite=True, backend="native")
+    for grad, old in zip(grads, before, strict=True):
+        assert torch.equal(grad.nan_to_num(nan=7.0), old.nan_to_num(nan=7.0))
+    assert versions(grads) == seen
+
+
+def test_versions_are_bumped_written_or_not(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    seen = versions(grads)
+    fastclip.clip_grad_norm_(parameters(grads), 1e9, backend="native")
+    assert versions(grads) == [version + 1 for version in seen]
+
+
+@pytest.mark.parametrize("status", (COOPERATIVE_TOO_LARGE, NOT_SUPPORTED))
+def test_a_refused_cooperative_launch_becomes_two_launches(emulated: Emulated, status: int) -> None:
+    grads = mixed_gradients()
+    fused, split = parameters(copies(grads)), parameters(copies(grads))
+    norm = fastclip.clip_grad_norm_(fused, 0.5, backend="native")
+    emulated.clear()
+    emulated.errors(cooperative=status)
+    assert torch.equal(fastclip.clip_grad_norm_(split, 0.5, backend="native"), norm)
+    assert kernels(emulated) == ["clip_kernel", "reduce_kernel", "finish_and_scale_kernel"]
+    for a, b in zip(fused, split, strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_devices_without_cooperative_launches_take_two(emulated: Emulated) -> None:
+    emulated.machine(has_cooperative_launch=False)
+    fastclip.clip_grad_norm_(parameters(mixed_gradients()), 0.5, backend="native")
+    assert kernels(emulated) == ["reduce_kernel", "finish_and_scale_kernel"]
+
+
+def test_a_captured_clip_replays_on_changed_gradients(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    held = parameters(copies(grads))
+    with emulated.capture() as graph:
+        norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    assert not any(launch.is_cooperative for launch in emulated.launches)
+    for factor in (1.0, 3.0):
+        new = [grad * factor for grad in grads]
+        for p, grad in zip(held, new, strict=True):
+            assert p.grad is not None
+            p.grad.copy_(grad)
+        graph.replay()
+        assert_clipped(held, new, 0.5, norm)
+
+
+def test_a_capture_refuses_to_read_the_norm_back(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    with (
+        emulated.capture() as graph,
+        pytest.raises(RuntimeError, match="error_if_nonfinite must be False while a CUDA graph"),
+    ):
+        fastclip.clip_grad_norm_(parameters(grads), 0.5, error_if_nonfinite=True, backend="native")
+    assert graph.launches == 0
+
+
+@pytest.mark.parametrize("failing", (1, 2))
+def test_a_failed_launch_says_what_and_where(emulated: Emulated, failing: int) -> None:
+    grads = mixed_gradients()
+    before = copies(grads)
+    emulated.machine(has_cooperative_launch=False)
+    emulated.fail_launch(failing, LAUNCH_FAILURE)
+    with pytest.raises(
+        RuntimeError,
+        match=r"clip_grad_norm_: a launch on device cuda:0 failed: cudaErrorLaunchFailure \(.*\); ",
+    ):
+        fastclip.clip_grad_norm_(parameters(grads), 0.5, backend="native")
+    for grad, old in zip(grads, before, strict=True):
+        assert torch.equal(grad, old)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (NO_DEVICE, r"cudaErrorNoDevice \(.*\); see whether nvidia-smi"),
+        (INSUFFICIENT_DRIVER, r"cudaErrorInsufficientDriver \(.*\); update the NVIDIA driver"),
+        (NO_KERNEL_IMAGE, r"cudaErrorNoKernelImageForDevice \(.*\); rebuild fastclip with TORCH_C"),
+    ],
+)
+def test_a_device_that_cannot_run_kernels_is_a_reason(
+    emulated: Emulated, status: int, words: str
+) -> None:
+    emulated.machine(devices=8)
+    grads = mixed_gradients()
+    before = copies(grads)
+    place(emulated, grads, [7])
+    if status == NO_KERNEL_IMAGE:
+        emulated.errors(code=status)
+    else:
+        emulated.errors(device=status)
+    held = parameters(grads)
+    with pytest.raises(
+        RuntimeError,
+        match=rf'clip_grad_norm_: backend "native" cannot run this: the CUDA kernels cannot run on '
+        rf"device cuda:7: {words}",
+    ):
+        fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    for grad, old in zip(grads, before, strict=True):
+        assert torch.equal(grad, old)
+    norm = fastclip.clip_grad_norm_(held, 0.5)  # another backend may be chosen
+    assert_clipped(held, before, 0.5, norm)
+
+
+def test_new_tensors_are_scaled_out_of_place(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    before = copies(grads)
+    for coef in (0.25, 1.0, 3.0):
+        results = emulated.module.scaled(grads, coef)
+        for result, grad, old in zip(results, grads, before, strict=True):
+            assert oracle.equal(result, oracle.scaled(old, coef))
+            assert torch.equal(grad, old)
+
+
+@pytest.mark.parametrize("schedule", ("fifo", "lifo", "random", "priorities"))
+def test_bits_do_not_depend_on_order_or_grid(emulated: Emulated, schedule: str) -> None:
+    grads = [gradient(200_000, torch.float32), *mixed_gradients()]
+    norms = []
+    for multiprocessors in (1, 3):
+        emulated.machine(multiprocessors=multiprocessors)
+        emulated.schedule(schedule, seed=multiprocessors)
+        norms.append(fastclip.get_total_norm(grads, backend="native").item())
+    emulated.schedule("fifo", seed=0)
+    assert norms == [fastclip.get_total_norm(grads, backend="native").item()] * 2
+
+
+def test_the_cpus_norm_agrees(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    on_gpu = fastclip.get_total_norm(grads, backend="native")
+    place(emulated, grads, [CPU])
+    emulated.clear()
+    on_cpu = fastclip.get_total_norm(grads, backend="native")
+    assert emulated.launches == []
+    assert oracle.is_norm(float(on_gpu), float(on_cpu), torch.float32)
