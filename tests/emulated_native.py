@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,15 @@ class Traffic:
     written: int
     unique_read: int
     unique_written: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a list is cut into work for thread blocks."""
+
+    groups: int
+    chunk_size: int
+    table_bytes: int
 
 
 class Emulated:
@@ -110,6 +119,24 @@ class Emulated:
         counts = (ctypes.c_uint64 * 4)()
         self._library.emulated_traffic(ctypes.c_void_p(tensor.data_ptr()), counts)
         return Traffic(*counts)
+
+    def count_workspace(self) -> None:
+        """Count, from here on, what kernels read and write of the binding's own memory."""
+        self._call("count_workspace")
+
+    def workspace_traffic(self) -> Traffic:
+        """Return what was counted of the binding's own memory."""
+        counts = (ctypes.c_uint64 * 4)()
+        self._library.emulated_workspace_traffic(counts)
+        return Traffic(*counts)
+
+    def plan(self, counts: Sequence[int]) -> Plan:
+        """Return how a list of float32 tensors with so many elements each would be cut."""
+        result = (ctypes.c_int64 * 3)()
+        self._library.emulated_plan(
+            (ctypes.c_int64 * len(counts))(*counts), ctypes.c_int64(len(counts)), result
+        )
+        return Plan(*result)
 
     def clear(self) -> None:
         """Forget launches, reports and counts."""

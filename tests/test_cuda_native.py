@@ -285,9 +285,13 @@ def test_bits_do_not_depend_on_order_or_grid(emulated: Emulated, schedule: str) 
     grads = [gradient(200_000, torch.float32), *mixed_gradients()]
     norms = []
     for multiprocessors in (1, 3):
-        emulated.machine(multiprocessors=multiprocessors)
+        # What a device holds is asked once: another size of machine is another device.
+        emulated.reset()
+        emulated.machine(devices=4, multiprocessors=multiprocessors)
+        place(emulated, grads, [multiprocessors])
         emulated.schedule(schedule, seed=multiprocessors)
         norms.append(fastclip.get_total_norm(grads, backend="native").item())
+    emulated.reset()
     emulated.schedule("fifo", seed=0)
     assert norms == [fastclip.get_total_norm(grads, backend="native").item()] * 2
 

@@ -9,6 +9,7 @@
 
 #include "emulator.h"
 #include "launch.h"
+#include "launch_cuda.h"
 
 namespace fastclip {
 
@@ -42,6 +43,10 @@ bool& is_capturing() {
   static bool value = false;
   return value;
 }
+bool& is_counting() {
+  static bool value = false;
+  return value;
+}
 
 }  // namespace
 
@@ -50,8 +55,11 @@ int place_of(const void* data) {
   return found == places().end() ? 0 : found->second;
 }
 
-void keep_while_capturing(const at::Tensor& tensor) {
-  if (is_capturing()) kept().push_back(tensor);
+void keep(const at::Tensor& tensor, int device) {
+  if (is_capturing() || is_counting()) kept().push_back(tensor);
+  if (is_counting() && tensor.nbytes() > 0) {
+    emulator::watch("workspace", tensor.mutable_data_ptr(), tensor.nbytes(), {false, device});
+  }
 }
 
 void* stream_of(int device) {
@@ -71,6 +79,7 @@ EXPORT void emulated_reset() {
   fastclip::accelerator::streams().clear();
   fastclip::accelerator::kept().clear();
   fastclip::accelerator::is_capturing() = false;
+  fastclip::accelerator::is_counting() = false;
 }
 
 EXPORT void emulated_set_machine(int devices, int multiprocessors, int driver_version,
@@ -111,6 +120,30 @@ EXPORT void emulated_traffic(const void* data, uint64_t* counts) {
   counts[2] = traffic.unique_read;
   counts[3] = traffic.unique_written;
 }
+// From here on all memory that the binding allocates stays and is watched.
+EXPORT void emulated_count_workspace() { fastclip::accelerator::is_counting() = true; }
+EXPORT void emulated_workspace_traffic(uint64_t* counts) {
+  for (int i = 0; i < 4; ++i) counts[i] = 0;
+  for (const at::Tensor& tensor : fastclip::accelerator::kept()) {
+    uint64_t own[4] = {};
+    if (tensor.nbytes() > 0) emulated_traffic(tensor.const_data_ptr(), own);
+    for (int i = 0; i < 4; ++i) counts[i] += own[i];
+  }
+}
+
+// How a list of float32 tensors at 16-byte boundaries would be cut: groups, chunk size, bytes of
+// the table in device memory.
+EXPORT void emulated_plan(const int64_t* counts, int64_t size, int64_t* result) {
+  std::vector<fastclip::TensorEntry> entries(static_cast<size_t>(size));
+  for (int64_t i = 0; i < size; ++i) {
+    entries[static_cast<size_t>(i)] = {nullptr, counts[i], 0, fastclip::DType::kFloat32};
+  }
+  const fastclip::CudaList list = fastclip::cuda_launchers()->plan(entries.data(), size, nullptr);
+  result[0] = list.groups;
+  result[1] = list.chunk_size;
+  result[2] = list.table_bytes;
+}
+
 EXPORT void emulated_clear() {
   emulator::clear_traffic();
   emulator::clear_launches();

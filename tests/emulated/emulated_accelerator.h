@@ -10,7 +10,7 @@ constexpr int kOnCpu = -1;
 // The number of the device that memory belongs to: 0, or what tests said (controls.cpp).
 int place_of(const void* data);
 void* stream_of(int device);
-void keep_while_capturing(const at::Tensor& tensor);
+void keep(const at::Tensor& tensor, int device);
 
 inline const void* storage_of(const c10::TensorImpl* tensor) {
   const c10::Storage& storage = tensor->unsafe_storage();
@@ -28,10 +28,10 @@ inline c10::Device device_of(const c10::TensorImpl* tensor) {
 inline void* current_stream(c10::Device device) { return stream_of(device.index()); }
 
 // Memory starts as NaN in every dtype.
-inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device) {
+inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
   at::Tensor tensor = at::empty(sizes, at::device(at::kCPU).dtype(type));
   __builtin_memset(tensor.mutable_data_ptr(), 0xFF, tensor.nbytes());
-  keep_while_capturing(tensor);
+  keep(tensor, device.index());
   return tensor;
 }
 
