@@ -145,6 +145,14 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
   return results;
 }
 
+// Why the CUDA kernels cannot run on a device; nothing if they can.
+std::vector<std::string> cuda_reasons(int device) {
+  if (cuda_launchers() == nullptr) return {"fastclip._C has no CUDA kernels"};
+  const auto index = static_cast<c10::DeviceIndex>(device);
+  const std::string reason = why_device_cannot({at::kCUDA, index});
+  return reason.empty() ? std::vector<std::string>() : std::vector<std::string>{reason};
+}
+
 std::vector<std::string> instruction_sets() {
   int size = 0;
   const ChunkKernels* const* tables = runnable_kernels(&size);
@@ -182,6 +190,7 @@ PYBIND11_MODULE(_C, module) {
            py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"))
       .def("parameter_norms", wrap_pybind_function(&ParameterList::parameter_norms));
 
+  module.def("cuda_reasons", wrap_pybind_function(&cuda_reasons), py::arg("device"));
   module.def("instruction_sets", &instruction_sets);
   module.def("instruction_set", [] { return std::string(active_kernels().name); });
   module.def(

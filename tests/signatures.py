@@ -48,4 +48,5 @@ def _binding_signature(function: object) -> str:
     signature = re.sub(r"self: [\w.]+(, )?", "", signature)
     signature = re.sub(r"Optional\[(.*?)\]", r"\1 | None", signature)
     signature = re.sub(r"typing\.SupportsFloat( \| typing\.SupportsIndex)?", "float", signature)
+    signature = re.sub(r"typing\.SupportsInt( \| typing\.SupportsIndex)?", "int", signature)
     return signature.replace("torch.", "").replace("typing.", "")

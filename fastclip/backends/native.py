@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class NativeBackend:
-    """Run every operation in the compiled CPU kernels; tensors they do not know are refused."""
+    """Run every operation in compiled kernels; tensors that they do not know are refused."""
 
     name = "native"
 
@@ -102,6 +102,16 @@ def _run(c: types.ModuleType, function: Callable[..., T], *arguments: object) ->
         raise UnsupportedError(error.args[0]) from None
     except c.NonFiniteError as error:
         raise NonFiniteError(error.args[1]) from None
+
+
+def cuda_reasons() -> list[str]:
+    """Say why the CUDA kernels cannot run on torch's current GPU; empty when they can."""
+    c, reasons = _load()
+    if c is None:
+        return list(reasons)
+    if not torch.cuda.is_available():
+        return [*(c.cuda_reasons(0) if torch.version.cuda else ()), "torch sees no GPU"]
+    return c.cuda_reasons(torch.cuda.current_device())
 
 
 def instruction_set() -> str | None:

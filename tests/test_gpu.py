@@ -1,0 +1,223 @@
+"""The native backend on a real GPU. Marked "gpu": skipped where there is none, with the reason.
+
+tests/test_cuda_native.py and tests/cuda_kernels run the same kernels over the emulator; here is
+what only hardware can show. ``make sanitize`` runs this file under compute-sanitizer's four tools.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import oracle
+import pytest
+import torch
+from samples import copies, gradient, parameters
+from torch import Tensor
+
+import fastclip
+from fastclip.backends.native import cuda_reasons
+
+REASONS = cuda_reasons()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(REASONS), reason=f"needs a GPU: {'; '.join(REASONS)}"),
+]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NORM_TYPES = (2.0, 1.0, math.inf, 3.0, 0.5)
+SIZES = (0, 1, 31, 33, 1023, 1024, 1025, 4097, 16383, 16385, 50001, 300_007)
+
+
+@pytest.fixture(autouse=True)
+def in_order() -> Iterator[None]:
+    """Let a failure of one test's kernels show in that test."""
+    yield
+    torch.cuda.synchronize()
+
+
+@contextmanager
+def no_host_sync() -> Iterator[None]:
+    """Raise where the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(tensors: list[Tensor], device: str = "cuda") -> list[Tensor]:
+    return [tensor.to(device, copy=True) for tensor in tensors]
+
+
+def mixed_gradients() -> list[Tensor]:
+    return [gradient(size, DTYPES[i % 4], seed=i) for i, size in enumerate(SIZES)]
+
+
+def narrow_gradients(seed: int = 0) -> list[Tensor]:
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return [gradient(size, dtypes[i % 3], seed=seed + i) for i, size in enumerate(SIZES)]
+
+
+def check_clipped(held: list[Tensor], grads: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    coef = oracle.clip_coef(max_norm, norm.cpu())
+    for p, grad in zip(held, grads, strict=True):
+        assert p.grad is not None
+        assert oracle.equal(p.grad.cpu(), oracle.scaled(grad, coef))
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("max_norm", (0.5, 1e9))
+def test_clip_matches_the_oracle(norm_type: float, max_norm: float) -> None:
+    for grads in (mixed_gradients(), narrow_gradients()):
+        held = parameters(on_gpu(grads))
+        norm = fastclip.clip_grad_norm_(held, max_norm, norm_type, backend="native")
+        assert norm.device.type == "cuda" and norm.dim() == 0
+        dtype = torch.float64 if grads[1].dtype == torch.float64 else torch.float32
+        assert oracle.is_norm(norm.item(), oracle.total_norm(grads, norm_type), dtype)
+        check_clipped(held, grads, max_norm, norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_misalignment(dtype: torch.dtype) -> None:
+    step = 16 // dtype.itemsize
+    grads = [gradient(20_000 + i, dtype, seed=i) for i in range(step)]
+    held = parameters(grad.cuda()[i:] for i, grad in enumerate(grads))
+    grads = [grad[i:] for i, grad in enumerate(grads)]
+    norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), norm.dtype)
+    check_clipped(held, grads, 0.5, norm)
+
+
+@pytest.mark.parametrize("count", (198, 199, 1630, 1631, 10_000))
+def test_lists_of_every_length(count: int) -> None:
+    grads = [gradient(1 + i % 97, torch.float32, seed=i) for i in range(count)]
+    held = parameters(on_gpu(grads))
+    norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), norm.dtype)
+    check_clipped(held, grads, 0.5, norm)
+
+
+def test_the_other_functions() -> None:
+    grads = narrow_gradients()
+    held = parameters(on_gpu(grads))
+    ours = [p.grad for p in held if p.grad is not None]
+    norm = fastclip.get_total_norm(ours, backend="native")
+    fastclip.clip_grads_with_norm_(held, 0.5, norm, backend="native")
+    check_clipped(held, grads, 0.5, norm)
+    before = [grad.cpu() for grad in ours]
+    fastclip.clip_grad_value_(held, 1e-3, backend="native")
+    for grad, old in zip(ours, before, strict=True):
+        assert oracle.equal(grad.cpu(), oracle.clamped(old, 1e-3))
+
+
+def test_no_host_sync() -> None:
+    held = parameters(on_gpu(narrow_gradients()))
+    limit = torch.tensor(0.5, device="cuda")
+    clipper = fastclip.GradClipper(held, 0.5, backend="native")
+    with no_host_sync():
+        norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+        fastclip.clip_grad_norm_(held, limit, backend="native")
+        fastclip.clip_grads_with_norm_(held, 0.5, norm, backend="native")
+        fastclip.clip_grad_value_(held, 1e-3, backend="native")
+        clipper.clip_()
+        assert clipper.parameter_norms.shape == (len(held),)
+
+
+def test_a_graph_replays_on_changed_gradients() -> None:
+    grads = narrow_gradients()
+    held = parameters(on_gpu(grads))
+    fastclip.clip_grad_norm_(held, 0.5, backend="native")  # loads the kernels before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    for factor in (1.0, 3.0):
+        new = [grad * factor for grad in grads]
+        for p, grad in zip(held, new, strict=True):
+            assert p.grad is not None
+            p.grad.copy_(grad)
+        graph.replay()
+        torch.cuda.synchronize()
+        check_clipped(held, new, 0.5, norm)
+        eager = parameters(on_gpu(new))
+        assert torch.equal(fastclip.clip_grad_norm_(eager, 0.5, backend="native"), norm)
+        for a, b in zip(held, eager, strict=True):
+            assert a.grad is not None and b.grad is not None
+            assert torch.equal(a.grad, b.grad)
+
+
+def test_a_graph_with_a_table_in_memory() -> None:
+    grads = [gradient(1 + i % 97, torch.float32, seed=i) for i in range(2500)]
+    held = parameters(on_gpu(grads))
+    fastclip.clip_grad_norm_(held, 1e9, backend="native")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    graph.replay()
+    torch.cuda.synchronize()
+    check_clipped(held, grads, 0.5, norm)
+
+
+def test_several_streams() -> None:
+    lists = [narrow_gradients(seed=100 * i) for i in range(4)]
+    helds = [parameters(on_gpu(grads)) for grads in lists]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in lists]
+    norms = []
+    for stream, held in zip(streams, helds, strict=True):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(1_000_000)
+            norms.append(fastclip.clip_grad_norm_(held, 0.5, backend="native"))
+    torch.cuda.synchronize()
+    for held, grads, norm in zip(helds, lists, norms, strict=True):
+        check_clipped(held, grads, 0.5, norm)
+
+
+def test_bits_are_the_same_on_every_run() -> None:
+    grads = on_gpu([gradient(3_000_001, torch.float32), *narrow_gradients()])
+    norms = {fastclip.get_total_norm(grads, backend="native").item() for _ in range(20)}
+    assert len(norms) == 1
+
+
+def test_an_error_names_the_parameters_and_writes_nothing() -> None:
+    grads = on_gpu(narrow_gradients())
+    grads[3].fill_(math.inf)
+    before = copies(grads)
+    with pytest.raises(RuntimeError, match=r"non-finite gradients: .*3"):
+        fastclip.clip_grad_norm_(parameters(grads), 0.5, error_if_nonfinite=True, backend="native")
+    for grad, old in zip(grads, before, strict=True):
+        assert torch.equal(grad, old)
+
+
+@pytest.mark.big
+def test_more_than_two_to_the_31_elements() -> None:
+    count = 2**31 + 4099
+    if torch.cuda.mem_get_info()[0] < 3 * count:
+        pytest.skip("needs 6.5 GB of free GPU memory")
+    grad = torch.full((count,), 0.5, dtype=torch.bfloat16, device="cuda")
+    held = parameters([grad])
+    norm = fastclip.clip_grad_norm_(held, 1.0, backend="native")
+    assert oracle.is_norm(norm.item(), 0.5 * math.sqrt(count), torch.float32)
+    expected = oracle.scaled(torch.full((1,), 0.5), oracle.clip_coef(1.0, norm.cpu()))
+    wanted = torch.tensor(float(expected[0])).bfloat16().item()
+    assert grad[:1].item() == wanted and grad[-1:].item() == wanted
+    assert bool((grad == wanted).all())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_gradients_on_several_devices_have_one_norm() -> None:
+    grads = narrow_gradients()
+    moved = [grad.to(f"cuda:{i % 2}") for i, grad in enumerate(grads)]
+    held = parameters(moved)
+    norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    assert norm.device == moved[0].device
+    assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), torch.float32)
+    check_clipped(held, grads, 0.5, norm)
+
+
+def test_gradients_on_the_cpu_and_a_gpu_have_one_norm() -> None:
+    grads = narrow_gradients()
+    held = parameters([grad.to("cuda") if i % 2 else grad.clone() for i, grad in enumerate(grads)])
+    norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    assert norm.device.type == "cpu"
+    assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), torch.float32)
+    check_clipped(held, grads, 0.5, norm)
