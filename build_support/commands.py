@@ -10,7 +10,8 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from build_support.extension import build_extension
+from build_support.cuda import CudaBuild
+from build_support.extension import build_extension, decide_cuda, facts_of
 from build_support.plan import INFO_NAME, ROOT, Plan
 from build_support.torch_on_disk import TorchOnDisk, find_torch
 
@@ -53,16 +54,19 @@ class _BuildExt(build_ext):
 
     build_plan: Plan
     torch: TorchOnDisk
+    cuda: CudaBuild | str
 
     def run(self) -> None:
         if self.extensions:
             self.torch = find_torch()
+            self.cuda = decide_cuda(self.build_plan, self.torch)
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name))
-        build_extension(self.build_plan, self.torch, output, self._object_dir())
-        self.build_plan.write_info(output.parent, self.torch.version)
+        cuda = None if isinstance(self.cuda, str) else self.cuda
+        build_extension(self.build_plan, self.torch, output, self._object_dir(), cuda)
+        self.build_plan.write_info(output.parent, self.torch.version, facts_of(self.cuda))
 
     def _object_dir(self) -> Path:
         # setuptools gives an editable install a temporary directory: each would compile it all.
@@ -73,7 +77,7 @@ class _BuildExt(build_ext):
         super().copy_extensions_to_source()
         python_files = cast(build_py, self.get_finalized_command("build_py"))
         package = Path(python_files.get_package_dir(PACKAGE))
-        self.build_plan.write_info(package, self.torch.version)
+        self.build_plan.write_info(package, self.torch.version, facts_of(self.cuda))
 
     def get_outputs(self) -> list[str]:
         outputs = super().get_outputs()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from build_support.compiler import Compiler, Job, compile_all, job_count
-from build_support.plan import ROOT, WAY_OUT, X86_FLAGS, BuildError, Plan
+from build_support.cuda import LINK_FLAGS, CudaBuild, choose_cuda, nvcc_command
+from build_support.plan import ROOT, WAY_OUT, X86_FLAGS, BuildError, CudaFacts, Plan
 from build_support.torch_on_disk import TorchOnDisk
 
 DEFAULT_FLAGS = ("-O3", "-g0", "-Wall", "-Wextra")
@@ -25,6 +26,9 @@ FIXED_FLAGS = (
 # torch 2.13's headers ask for C++20 and 2.10's compile as it; the kernels need no more than 17.
 BINDING_STANDARD = "-std=c++20"
 KERNEL_STANDARD = "-std=c++17"
+CPU_WAY_OUT = (
+    "FASTCLIP_BUILD=cpu builds the CPU kernels, and CUDA gradients are then clipped with torch"
+)
 LIBRARIES = ("torch_python", "torch", "torch_cpu", "c10")
 
 
@@ -65,7 +69,38 @@ def compile_command(
     ]
 
 
-def build_extension(plan: Plan, torch: TorchOnDisk, output: Path, object_dir: Path) -> None:
+def decide_cuda(
+    plan: Plan, torch: TorchOnDisk, environ: Mapping[str, str] = os.environ
+) -> CudaBuild | str:
+    """Decide whether the CUDA kernels are compiled; a str says why not.
+
+    Raises:
+        BuildError: FASTCLIP_BUILD=cuda asks for what cannot be built here, or a variable names what
+            cannot be used.
+    """
+    try:
+        choice = choose_cuda(plan.mode, torch, environ)
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{error}; {CPU_WAY_OUT}") from error
+    if isinstance(choice, str) and plan.mode == "cuda":
+        raise BuildError(f"FASTCLIP_BUILD=cuda: {choice}; {CPU_WAY_OUT}")
+    return choice
+
+
+def facts_of(choice: CudaBuild | str) -> CudaFacts:
+    """Return what the record says of a choice."""
+    if isinstance(choice, str):
+        return CudaFacts(reason=choice)
+    return CudaFacts(release=choice.toolkit.release, codes=list(choice.codes))
+
+
+def build_extension(
+    plan: Plan,
+    torch: TorchOnDisk,
+    output: Path,
+    object_dir: Path,
+    cuda: CudaBuild | None = None,
+) -> None:
     """Compile what has changed and link ``output``.
 
     Raises:
@@ -73,10 +108,11 @@ def build_extension(plan: Plan, torch: TorchOnDisk, output: Path, object_dir: Pa
     """
     if plan.compiler is None:
         raise ValueError("build_extension: the plan must name a compiler")
-    jobs = [_job(plan.compiler, torch, source, object_dir) for source in plan.sources]
+    sources = plan.sources(has_cuda=cuda is not None)
+    jobs = [_job(plan.compiler, torch, source, object_dir, cuda) for source in sources]
     try:
         compile_all(jobs, job_count(os.environ))
-        link(plan.compiler, torch, [job.output for job in jobs], output)
+        link(plan.compiler, torch, [job.output for job in jobs], output, cuda)
     except subprocess.CalledProcessError as error:
         raise BuildError(
             f"the native extension could not be built: {shlex.join(error.cmd)} failed with "
@@ -86,18 +122,40 @@ def build_extension(plan: Plan, torch: TorchOnDisk, output: Path, object_dir: Pa
         raise BuildError(f"the native extension could not be built: {error}; {WAY_OUT}") from error
 
 
-def _job(compiler: Compiler, torch: TorchOnDisk, source: Path, object_dir: Path) -> Job:
-    knows_torch = source.parent.name not in ("cpu", "cuda")
-    flags = kernel_flags(compiler, source) if not knows_torch else binding_flags(compiler, torch)
-    output = object_dir / source.relative_to(ROOT).with_suffix(".o")
-    command = compile_command(compiler, source, flags)
-    command += ["-o", str(output), "-MMD", "-MF", str(output.with_suffix(".d"))]
+def _job(
+    compiler: Compiler,
+    torch: TorchOnDisk,
+    source: Path,
+    object_dir: Path,
+    cuda: CudaBuild | None,
+) -> Job:
     # -MMD leaves system headers out: the versions stand for them.
-    context = compiler.version if not knows_torch else f"{compiler.version} torch {torch.version}"
+    context = compiler.version
+    if source.suffix == ".cu":
+        if cuda is None:
+            raise ValueError(f"{source.name}: must be compiled with a toolkit")
+        command = nvcc_command(cuda.toolkit, source, cuda.codes, compiler)
+        context += f" CUDA {cuda.toolkit.release}"
+    elif source.parent.name == "cuda":
+        toolkit = [] if cuda is None else [f"-isystem{cuda.toolkit.home / 'include'}"]
+        command = compile_command(compiler, source, [KERNEL_STANDARD, *toolkit])
+    elif source.parent.name == "cpu":
+        command = compile_command(compiler, source, kernel_flags(compiler, source))
+    else:
+        command = compile_command(compiler, source, binding_flags(compiler, torch))
+        context += f" torch {torch.version}"
+    output = object_dir / source.relative_to(ROOT).with_suffix(".o")
+    command += ["-o", str(output), "-MMD", "-MF", str(output.with_suffix(".d"))]
     return Job(source, output, tuple(command), context)
 
 
-def link(compiler: Compiler, torch: TorchOnDisk, objects: list[Path], output: Path) -> None:
+def link(
+    compiler: Compiler,
+    torch: TorchOnDisk,
+    objects: list[Path],
+    output: Path,
+    cuda: CudaBuild | None = None,
+) -> None:
     """Link the objects, without a run path: torch is imported, hence loaded, before fastclip._C.
 
     Nor with -fopenmp: the OpenMP calls are then bound to the runtime that libtorch_cpu itself has
@@ -113,6 +171,7 @@ def link(compiler: Compiler, torch: TorchOnDisk, objects: list[Path], output: Pa
         *user_flags(os.environ, "LDFLAGS"),
         f"-L{torch.library_dir}",
         *(f"-l{name}" for name in LIBRARIES),
+        *([] if cuda is None else [f"-L{cuda.toolkit.library_dir}", *LINK_FLAGS]),
         "-o",
         str(output),
     ]

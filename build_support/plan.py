@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension
@@ -34,6 +34,15 @@ class BuildError(BaseError):
 
 
 @dataclass(frozen=True)
+class CudaFacts:
+    """What a build says of its CUDA kernels: a release and codes, or the reason why none."""
+
+    release: str | None = None
+    codes: list[str] = field(default_factory=list)
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What this run of setup.py builds: with a ``compiler`` native, else pure Python."""
 
@@ -46,7 +55,7 @@ class Plan:
         """List the extension modules, for setuptools: the wheel's tag follows from them."""
         if self.compiler is None:
             return []
-        sources = [str(path.relative_to(ROOT)) for path in self.sources]
+        sources = [str(path.relative_to(ROOT)) for path in self.sources(has_cuda=False)]
         return [Extension("fastclip._C", sources=sources)]
 
     @property
@@ -58,26 +67,31 @@ class Plan:
             return ["baseline"]
         return list(X86_FLAGS)
 
-    @property
-    def sources(self) -> list[Path]:
-        """List the C++ sources, the slowest to compile first."""
+    def sources(self, has_cuda: bool) -> list[Path]:
+        """List the C++ and CUDA sources, the slowest to compile first."""
         left_out = {
             f"kernels_{name}.cpp" for name in X86_FLAGS if name not in self.instruction_sets
         }
         kernels = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
         binding = sorted((ROOT / "csrc" / "binding").glob("*.cpp"))
         kept = [path for path in kernels if path.name not in left_out]
-        absent = ROOT / "csrc" / "cuda" / "absent.cpp"
-        return [ROOT / "csrc" / "bindings.cpp", *binding, *kept, absent]
+        cuda = sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if has_cuda else []
+        launchers = ROOT / "csrc" / "cuda" / ("launchers.cpp" if has_cuda else "absent.cpp")
+        return [*cuda, ROOT / "csrc" / "bindings.cpp", *binding, *kept, launchers]
 
-    def write_info(self, package: Path, torch_version: str | None) -> None:
+    def write_info(
+        self, package: Path, torch_version: str | None, cuda: CudaFacts | None = None
+    ) -> None:
         """Record in ``package`` what was built, for fastclip.build_info()."""
+        facts = CudaFacts(reason=self.reason) if cuda is None else cuda
         info = {
             "mode": self.mode,
             "native": self.compiler is not None,
             "torch": torch_version,
             "compiler": None if self.compiler is None else self.compiler.description,
-            "cuda": None,
+            "cuda": facts.release,
+            "cuda_architectures": facts.codes,
+            "cuda_reason": facts.reason,
             "instruction_sets": self.instruction_sets,
             "reason": self.reason,
         }
@@ -98,11 +112,6 @@ def plan_build(
     mode = environ.get("FASTCLIP_BUILD") or "auto"
     if mode not in MODES:
         raise BuildError(f"FASTCLIP_BUILD: must be one of {', '.join(MODES)} (got {mode!r})")
-    if mode == "cuda":
-        raise BuildError(
-            "FASTCLIP_BUILD=cuda: the CUDA kernels are not there yet; "
-            "FASTCLIP_BUILD=cpu builds the CPU kernels, and CUDA gradients are clipped with torch"
-        )
     if mode == "python":
         return Plan(mode, None, "FASTCLIP_BUILD=python was set")
     compiler, reason = None, f"the native extension is built on Linux only (this is {platform})"
@@ -112,6 +121,6 @@ def plan_build(
         except (OSError, ValueError) as error:
             raise BuildError(f"{error}; {WAY_OUT}") from error
         reason = "no C++ compiler was found"
-    if compiler is None and mode == "cpu":
-        raise BuildError(f"FASTCLIP_BUILD=cpu: {reason}")
+    if compiler is None and mode in ("cpu", "cuda"):
+        raise BuildError(f"FASTCLIP_BUILD={mode}: {reason}")
     return Plan(mode, compiler, reason if compiler is None else None)

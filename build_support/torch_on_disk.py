@@ -29,6 +29,10 @@ class TorchOnDisk:
     include_dirs: tuple[Path, ...]
     library_dir: Path
     cxx11_abi: bool
+    cuda: str | None = None
+    """The CUDA release that it is built with, None without."""
+
+    hip: str | None = None
 
 
 def find_torch() -> TorchOnDisk:
@@ -56,6 +60,8 @@ def find_torch() -> TorchOnDisk:
         include_dirs=tuple(Path(path) for path in cpp_extension.include_paths()),
         library_dir=Path(cpp_extension.TORCH_LIB_PATH),
         cxx11_abi=torch.compiled_with_cxx11_abi(),
+        cuda=torch.version.cuda,
+        hip=torch.version.hip,
     )
 
 

@@ -26,6 +26,8 @@ class BuildInfo(TypedDict):
     torch: str | None
     compiler: str | None
     cuda: str | None
+    cuda_architectures: list[str]
+    cuda_reason: str | None
     instruction_sets: list[str]
     reason: str | None
 
@@ -38,7 +40,9 @@ def build_info() -> BuildInfo:
         source tree. ``native``: whether
         ``fastclip._C`` was built, and if not, ``reason`` says why. ``torch``: the full version
         that it was built against. ``compiler``: its first line about itself. ``cuda``: the
-        toolkit's version, None without CUDA kernels. ``instruction_sets``: those compiled in,
+        toolkit's release, None without CUDA kernels; ``cuda_reason`` then says why there are none.
+        ``cuda_architectures``: what they are compiled for, "sm_90" machine code, "compute_120"
+        PTX that the driver compiles for newer GPUs. ``instruction_sets``: those compiled in,
         best first.
     """
     if not INFO_PATH.exists():
@@ -49,6 +53,8 @@ def build_info() -> BuildInfo:
             torch=None,
             compiler=None,
             cuda=None,
+            cuda_architectures=[],
+            cuda_reason="nothing was built",
             instruction_sets=[],
             reason=f"the fastclip in {INFO_PATH.parent} was never built (pip install builds it)",
         )

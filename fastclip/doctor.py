@@ -161,8 +161,10 @@ def _describe_build(build: BuildInfo) -> str:
         return f"pure Python: {build['reason']}"
     sets = ", ".join(build["instruction_sets"])
     parts = [f"mode {build['mode']}", f"torch {build['torch']}", f"{build['compiler']}", sets]
-    if build["cuda"]:
-        parts.append(f"CUDA {build['cuda']}")
+    if build["cuda"] is None:
+        parts.append(f"no CUDA kernels: {build['cuda_reason']}")
+    else:
+        parts.append(f"CUDA {build['cuda']} for {', '.join(build['cuda_architectures'])}")
     return "; ".join(parts)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from build_support import compiler as compiler
+from build_support import cuda as cuda
 from build_support import extension as extension
 from build_support import plan as plan
 from build_support import torch_on_disk as torch_on_disk

@@ -87,6 +87,8 @@ def test_python_wheel_is_pure_and_clips(tree: Path, tmp_path: Path) -> None:
         "torch": None,
         "compiler": None,
         "cuda": None,
+        "cuda_architectures": [],
+        "cuda_reason": "FASTCLIP_BUILD=python was set",
         "instruction_sets": [],
         "reason": "FASTCLIP_BUILD=python was set",
     }
@@ -135,7 +137,15 @@ def test_no_compiler_gives_a_pure_wheel_that_says_so_once(tree: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"FASTCLIP_BUILD": "cuda"}, "FASTCLIP_BUILD=cuda: the CUDA kernels are not there yet"),
+        (
+            {"FASTCLIP_BUILD": "cuda", "CUDA_HOME": "/no/such"},
+            "CUDA_HOME: must name a CUDA toolkit with bin/nvcc (got '/no/such'); "
+            "FASTCLIP_BUILD=cpu builds",
+        ),
+        (
+            {"FASTCLIP_BUILD": "cuda", "PATH": ""},
+            "FASTCLIP_BUILD=cuda: no C++ compiler was found",
+        ),
         (
             {"FASTCLIP_BUILD": "gpu"},
             "FASTCLIP_BUILD: must be one of auto, cuda, cpu, python (got 'gpu')",
@@ -188,9 +198,11 @@ def test_instruction_sets_follow_the_target() -> None:
     arm = plan.Plan("auto", compiler.Compiler(("g++",), "aarch64-linux-gnu", "13", False), None)
     assert x86.instruction_sets == ["avx512", "avx2", "baseline"]
     assert arm.instruction_sets == ["baseline"]
-    left_out = {path.name for path in x86.sources} - {path.name for path in arm.sources}
+    left_out = {path.name for path in x86.sources(has_cuda=False)} - {
+        path.name for path in arm.sources(has_cuda=False)
+    }
     assert left_out == {"kernels_avx2.cpp", "kernels_avx512.cpp"}
-    assert x86.sources[0].name == "bindings.cpp"
+    assert x86.sources(has_cuda=False)[0].name == "bindings.cpp"
 
 
 def test_isolation_that_hides_torch_fails_with_the_command(

@@ -15,6 +15,8 @@ RECORD = {
     "torch": "2.13.0+cpu",
     "compiler": "g++ 12.2.0",
     "cuda": None,
+    "cuda_architectures": [],
+    "cuda_reason": "FASTCLIP_BUILD=cpu was set",
     "instruction_sets": ["avx2", "baseline"],
     "reason": None,
 }

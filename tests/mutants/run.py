@@ -72,7 +72,7 @@ class Builder:
             raise SystemExit(f"{HARNESS_FAILED}: there is no compiler")
         self.compiler = plan.compiler
         self.torch = find_torch()
-        self.sources = [source.relative_to(ROOT) for source in plan.sources]
+        self.sources = [source.relative_to(ROOT) for source in plan.sources(has_cuda=False)]
         self.package = installed_package()
 
     def precompile_torch(self) -> None:
