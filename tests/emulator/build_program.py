@@ -106,7 +106,7 @@ def build_program(
     link = ["g++", *kind, *SANITIZERS[build], *map(str, objects), "-ldl", "-lpthread", *link_flags]
     stamp = program.with_suffix(program.suffix + ".command")
     if not (program.exists() and stamp.exists() and stamp.read_text() == " ".join(link)):
-        _run([*link, "-o", str(program)])
+        _run_into(link, program)
         stamp.write_text(" ".join(link))
     return program
 
@@ -122,14 +122,21 @@ def _search(include: Sequence[Path]) -> list[str]:
 def _compile(source: Path, flags: Sequence[str], out: Path) -> Path:
     command = ["g++", "-x", "c++", *flags]
     text = _run([*command, "-E", str(source)])
-    digest = hashlib.sha256(" ".join(command).encode() + text).hexdigest()[:16]
+    # What -D and -I say is in the text: the builds share most of the runtime.
+    kept = [flag for flag in command if not flag.startswith(("-D", "-I"))]
+    digest = hashlib.sha256(" ".join(kept).encode() + text).hexdigest()[:16]
     compiled = out / f"{source.stem}-{digest}.o"
     if not compiled.exists():
-        # Under another name until it is whole: a compilation may be cut off.
-        part = compiled.with_suffix(f".{os.getpid()}.part")
-        _run([*command, "-c", str(source), "-o", str(part)])
-        part.replace(compiled)
+        _run_into([*command, "-c", str(source)], compiled)
     return compiled
+
+
+def _run_into(command: Sequence[str], target: Path) -> None:
+    # Under another name until it is whole: it may be cut off, and another process may have the old
+    # one loaded.
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    _run([*command, "-o", str(part)])
+    part.replace(target)
 
 
 def _run(command: Sequence[str]) -> bytes:

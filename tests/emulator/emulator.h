@@ -18,9 +18,9 @@ void reset();
 
 struct Machine {
   int devices = 1;
-  int multiprocessors = 4;             // of each device
-  int blocks_per_multiprocessor = 2;   // what occupancy queries answer
-  int compute_capability = 90;         // major * 10 + minor
+  int multiprocessors = 4;              // of each device
+  int blocks_per_multiprocessor = 2;    // what occupancy queries answer
+  int compute_capability = 90;          // major * 10 + minor
   int driver_version = CUDART_VERSION;  // below 12010, 4 KB of arguments at most
   bool has_cooperative_launch = true;
   // Unless cudaSuccess, what every call that needs a device returns: cudaErrorNoDevice,
@@ -78,7 +78,7 @@ struct Report {
   Fault fault;
   std::string text;  // all of it, for people: what, where, which threads wait for what
   std::string kernel;
-  uint3 block;   // of the thread at fault; of no thread where all threads wait
+  uint3 block;  // of the thread at fault; of no thread where all threads wait
   uint3 thread;
   std::string file;
   int line;
@@ -117,7 +117,7 @@ void set_stream_device(cudaStream_t stream, int device);
 
 // From here on launches on the stream are kept, with their arguments, and not run.
 void begin_capture(cudaStream_t stream);
-// Only what cudaStreamIsCapturing and cudaStreamGetCaptureInfo answer; launches run as ever.
+// Only what cudaStreamIsCapturing answers; launches run as ever.
 void set_capture_status(cudaStream_t stream, cudaStreamCaptureStatus status);
 
 // What a stream has captured, in order; replay() runs it, as often as one likes.

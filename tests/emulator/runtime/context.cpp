@@ -1,3 +1,5 @@
+// The switch by hand for x86-64, with ucontext elsewhere, and what sanitizers want to be told of
+// it.
 #include "context.h"
 
 #include <sys/mman.h>
@@ -14,6 +16,9 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 #if !defined(__x86_64__)
+#define EMULATOR_UCONTEXT
+#endif
+#if defined(EMULATOR_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -21,12 +26,16 @@ namespace emulator::runtime {
 namespace {
 
 // Kernel arguments of 32 KB are copied to every thread's stack; sanitizers ask for larger frames.
-constexpr size_t kStackBytes = kHasAddress || kHasThread ? 256 << 10 : 128 << 10;
+#if defined(EMULATOR_ADDRESS) || defined(EMULATOR_THREAD)
+constexpr size_t kStackBytes = 256 << 10;
+#else
+constexpr size_t kStackBytes = 128 << 10;
+#endif
 constexpr size_t kPage = 4096;
 
 Context* leaving = nullptr;
 
-#if defined(__x86_64__)
+#if !defined(EMULATOR_UCONTEXT)
 
 extern "C" void fastclip_emulator_switch(void** from, void* to);
 
@@ -127,7 +136,7 @@ void prepare(Context& context, void (*entry)(), unsigned number) {
 }
 
 void adopt(Context& context) {
-#if !defined(__x86_64__)
+#if defined(EMULATOR_UCONTEXT)
   if (context.position == nullptr) context.position = new ucontext_t;
 #endif
 #if defined(EMULATOR_THREAD)
@@ -169,6 +178,8 @@ void release_as(void* tsan_fiber, void* sync) {
   __tsan_switch_to_fiber(self, __tsan_switch_to_fiber_no_sync);
 }
 
+const bool kHasThread = true;
+
 void* create_tsan_fiber() { return __tsan_create_fiber(0); }
 void destroy_tsan_fiber(void* tsan_fiber) { __tsan_destroy_fiber(tsan_fiber); }
 
@@ -178,6 +189,8 @@ void acquire(void*) {}
 void release(void*) {}
 void acquire_as(void*, void*) {}
 void release_as(void*, void*) {}
+const bool kHasThread = false;
+
 void* create_tsan_fiber() { return nullptr; }
 void destroy_tsan_fiber(void*) {}
 

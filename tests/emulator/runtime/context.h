@@ -5,16 +5,8 @@
 
 namespace emulator::runtime {
 
-#if defined(EMULATOR_ADDRESS)
-constexpr bool kHasAddress = true;
-#else
-constexpr bool kHasAddress = false;
-#endif
-#if defined(EMULATOR_THREAD)
-constexpr bool kHasThread = true;
-#else
-constexpr bool kHasThread = false;
-#endif
+// Whether kernels are compiled for ThreadSanitizer. Only context.cpp differs between builds.
+extern const bool kHasThread;
 
 // Where a fiber, or the host thread that launched it, goes on.
 struct Context {

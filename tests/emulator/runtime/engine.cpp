@@ -1,3 +1,5 @@
+// Runs the threads of a launch: makes their fibers, starts blocks as others end, and passes the
+// turn from thread to thread.
 #include "engine.h"
 
 #include <cstdio>
@@ -42,8 +44,8 @@ class Pool {
     free_.push_back(fiber);
   }
 
-  // ThreadSanitizer would take two blocks that share fibers for ordered. As long as it allows
-  // that many, a launch therefore uses every fiber once.
+  // ThreadSanitizer takes two blocks that share fibers for ordered. A launch therefore uses every
+  // fiber once, up to half of what ThreadSanitizer allows.
   bool may_reuse() const { return !kHasThread || made_ >= kMaxTsanFibers / 2; }
 
  private:
@@ -107,6 +109,7 @@ void prepare_fiber(Fiber& fiber, Block& block, int number, uint3 index) {
   fiber.number = number;
   fiber.has_started = fiber.has_ended = false;
   fiber.waits = Meeting::kNone;
+  fiber.place = {};
   fiber.warp = &block.warps[static_cast<size_t>(number / kLanes)];
   fiber.warp->lanes[number % kLanes] = &fiber;
   fiber.atomics.clear();
@@ -137,10 +140,12 @@ void start_block() {
   release(&now.begin);
 }
 
-// Memory that other blocks have not seen yet keeps ThreadSanitizer from ordering or mixing them up.
-void empty_block(Block& block) {
+void give_fibers(Block& block) {
   for (Fiber* const fiber : block.fibers) pool().give(fiber);
   block.fibers.clear();
+}
+
+void give_shared_memory(Block& block) {
   if (block.arena != nullptr) give_arena(block.arena);
   block.arena = nullptr;
 }
@@ -149,7 +154,9 @@ void end_block() {
   Block& block = *run().finished;
   run().finished = nullptr;
   --run().live_blocks;
-  if (pool().may_reuse()) empty_block(block);
+  if (pool().may_reuse()) give_fibers(block);
+  // Two blocks in the same memory would look like a race.
+  if (!kHasThread) give_shared_memory(block);
 }
 
 void set_up(const Grid& grid) {
@@ -180,7 +187,10 @@ void set_up(const Grid& grid) {
 
 void tear_down() {
   Run& now = run();
-  for (Block* const block : now.blocks) empty_block(*block);
+  for (Block* const block : now.blocks) {
+    give_fibers(*block);
+    give_shared_memory(*block);
+  }
   acquire(&now.end);
   for (Block* const block : now.blocks) delete block;
   now.blocks.clear();
@@ -212,10 +222,11 @@ bool run_grid(const Grid& grid) {
       break;
     }
     switch_to(now.host, take_turn(now.ready.pop()).context);
+    if (now.has_failed) report_failure();
   }
-  const bool is_complete = !now.has_failed;
+  const bool has_failed = now.has_failed;
   tear_down();
-  return is_complete;
+  return !has_failed;
 }
 
 void go_on() {
@@ -240,7 +251,7 @@ void count_idle(uint64_t weight, Place place) {
   constexpr uint64_t kBase = 100'000'000, kPerThread = 1'000'000;
   run().idle += weight;
   if (run().idle > kBase + kPerThread * run().live_threads) {
-    fail(Fault::kLivelock, "threads only sleep and retry\n" + waiting_threads(run()), place);
+    fail(Fault::kLivelock, place, "threads only sleep and retry");
   }
 }
 

@@ -92,6 +92,16 @@ struct BlockNumber {
   uint64_t value;
 };
 
+// What a thread has to say when it gives its launch up. No strings: a fiber that is left for good
+// runs no destructors.
+struct Failure {
+  Fault fault;
+  Place place;
+  uint3 block;
+  uint3 thread;
+  char text[512];
+};
+
 struct Run {
   Grid grid;
   Context host;
@@ -103,6 +113,7 @@ struct Run {
   uint64_t live_threads = 0;
   Block* finished = nullptr;  // whose last thread has just ended
   bool has_failed = false;
+  Failure failure;
   uint64_t idle = 0;
   uint64_t arrived = 0;  // at the grid's barrier
   char grid_sync[2] = {};
@@ -125,12 +136,11 @@ void made_progress();
 // Counts what may go on for ever without bringing the launch any further.
 void count_idle(uint64_t weight, Place place);
 
-// Of the running thread: records the report and leaves the launch.
-[[noreturn]] void fail(Fault fault, const std::string& what, Place place);
-// All threads wait.
+// Leaves the launch from a thread of it. The text is a printf format, without the place.
+[[noreturn, gnu::format(printf, 3, 4)]] void fail(Fault fault, Place place, const char* text, ...);
+// For the host to call: makes a report of the failure, or of the fact that all threads wait.
+void report_failure();
 void report_deadlock();
-void record(Report report);
-std::string waiting_threads(const Run& stuck);
 
 char* take_arena();
 void give_arena(char* arena);

@@ -88,7 +88,7 @@ cudaError_t refusal(const cudaLaunchConfig_t& config, const detail::Call& call) 
 cudaError_t run_now(const Kept& kept) {
   Grid grid = kept.grid;
   grid.call = &kept.call;
-  detail::is_watching = detail::is_watching || execution().is_strict;
+  decide_watching();
   return run_grid(grid) ? cudaSuccess : cudaErrorLaunchFailure;
 }
 

@@ -20,6 +20,8 @@ struct Stream {
 Stream* find_stream(cudaStream_t stream);
 int device_of(const void* address);
 void forget_regions();
+// Accesses are observed while there is watched memory, and in strict mode.
+void decide_watching();
 void forget_streams();
 void forget_launches();
 void forget_graphs();

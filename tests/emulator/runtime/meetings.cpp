@@ -1,5 +1,5 @@
 // Where threads wait for each other.
-#include <cstdio>
+#include <string_view>
 
 #include "engine.h"
 
@@ -17,17 +17,12 @@ bool is_same_place(const Fiber& a, const Fiber& b) {
          std::string_view(a.place.file) == b.place.file;
 }
 
-std::string place_text(const Fiber& fiber) {
-  return std::string(name_of(fiber.waits)) + " at " + fiber.place.file + ":" +
-         std::to_string(fiber.place.line);
-}
-
 void require_same_place(const Fiber& a, const Fiber& b, const char* who) {
   if (is_same_place(a, b)) return;
-  fail(Fault::kDivergence,
-       std::string(who) + " arrive at different places: thread " + std::to_string(a.number) +
-           " in " + place_text(a) + ", thread " + std::to_string(b.number) + " in " + place_text(b),
-       b.place);
+  fail(Fault::kDivergence, b.place,
+       "%s arrive at different places: thread %d in %s at %s:%d, thread %d in %s at %s:%d", who,
+       a.number, name_of(a.waits), a.place.file, a.place.line, b.number, name_of(b.waits),
+       b.place.file, b.place.line);
 }
 
 void complete_block(Block& block) {
@@ -44,20 +39,12 @@ void complete_block(Block& block) {
   }
 }
 
-std::string mask_text(uint32_t mask) {
-  char text[16];
-  std::snprintf(text, sizeof(text), "0x%08x", mask);
-  return text;
-}
-
 void require_same_mask(const Fiber& a, const Fiber& b) {
   require_same_place(a, b, "the lanes of a warp");
   if (a.mask == b.mask) return;
-  fail(Fault::kDivergence,
-       "lanes give different masks to " + place_text(b) + ": thread " + std::to_string(a.number) +
-           " " + mask_text(a.mask) + ", thread " + std::to_string(b.number) + " " +
-           mask_text(b.mask),
-       b.place);
+  fail(Fault::kDivergence, b.place,
+       "lanes give different masks to %s: thread %d 0x%08x, thread %d 0x%08x", name_of(b.waits),
+       a.number, a.mask, b.number, b.mask);
 }
 
 bool is_shuffle(Meeting meeting) {
@@ -76,11 +63,9 @@ void give_results(Warp& warp, uint32_t mask) {
     fiber.result = ballot;
     if (!is_shuffle(fiber.waits)) continue;
     if (fiber.source < 0 || fiber.source >= kLanes || (mask >> fiber.source & 1) == 0) {
-      fail(Fault::kBadLane,
-           "thread " + std::to_string(fiber.number) + " reads lane " +
-               std::to_string(fiber.source) + ", which is not in the mask " + mask_text(mask) +
-               ", in " + place_text(fiber),
-           fiber.place);
+      fail(Fault::kBadLane, fiber.place,
+           "thread %d reads lane %d, which is not in the mask 0x%08x, in %s", fiber.number,
+           fiber.source, mask, name_of(fiber.waits));
     }
     fiber.result = warp.lanes[fiber.source]->bits;
   }
@@ -106,10 +91,8 @@ uint64_t meet_lanes(Meeting meeting, uint32_t mask, bool predicate, Place place)
   begin_wait(self, meeting, predicate, place);
   self.mask = mask;
   if ((mask & bit) == 0) {
-    fail(Fault::kBadLane,
-         "the mask " + mask_text(mask) + " does not name its caller, lane " +
-             std::to_string(self.number % kLanes),
-         place);
+    fail(Fault::kBadLane, place, "the mask 0x%08x does not name its caller, lane %d", mask,
+         self.number % kLanes);
   }
   self.warp->waiting |= bit;
   if ((self.warp->waiting & mask) == mask) complete_warp(self, mask);
@@ -166,7 +149,7 @@ void meet_warp(uint32_t mask, Place place) {
 
 void meet_grid(Ordering ordering, Place place) {
   if (!is_cooperative()) {
-    fail(Fault::kNotCooperative, "a grid barrier in a launch that is not cooperative", place);
+    fail(Fault::kNotCooperative, place, "a grid barrier in a launch that is not cooperative");
   }
   Run& now = run();
   Fiber& self = running();
@@ -191,7 +174,7 @@ void sleep(Place place) {
   go_on();
 }
 
-void trap(Place place) { fail(Fault::kTrap, "__trap()", place); }
+void trap(Place place) { fail(Fault::kTrap, place, "__trap()"); }
 
 }  // namespace emulator::detail
 

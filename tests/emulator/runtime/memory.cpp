@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "engine.h"
+#include "machine.h"
 
 namespace emulator {
 
@@ -99,7 +99,7 @@ Region* add_region(const std::string& name, const void* data, size_t bytes, Regi
     std::abort();
   }
   all.insert(all.begin() + static_cast<std::ptrdiff_t>(at), region);
-  detail::is_watching = true;
+  decide_watching();
   return region;
 }
 
@@ -116,7 +116,7 @@ void forget(Region* region) {
   all.erase(std::find(all.begin(), all.end(), region));
   delete region;
   latest = nullptr;
-  detail::is_watching = !all.empty() || execution().is_strict;
+  decide_watching();
 }
 
 bool free_region(Region* region) {
@@ -133,36 +133,28 @@ bool free_region(Region* region) {
   return is_intact;
 }
 
-std::string hex(uintptr_t address) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "0x%zx", address);
-  return text;
-}
-
-const char* verb(Access access) {
-  return access == Access::kRead ? "a read" : access == Access::kWrite ? "a store" : "an atomic";
-}
+// "a read of 16 bytes at 0x1000", for the reports.
+#define ACCESS_FORMAT "%s of %zu bytes at 0x%zx"
+#define ACCESS_VALUES(what) verb((what).access), (what).bytes, (what).begin
 
 struct Accessed {
   uintptr_t begin;
   size_t bytes;
   Access access;
   Place place;
-
-  std::string text() const {
-    return std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + hex(begin);
-  }
 };
+
+const char* verb(Access access) {
+  return access == Access::kRead ? "a read" : access == Access::kWrite ? "a store" : "an atomic";
+}
 
 // Fails if the access is near the region but not within it.
 void require_outside(const Accessed& what, const Region& region) {
   const uintptr_t first = region.begin - region.guard, last = region.end() + region.guard;
   if (what.begin + what.bytes <= first || what.begin >= last) return;
-  const auto distance = static_cast<std::ptrdiff_t>(what.begin - region.begin);
-  fail(Fault::kOutside,
-       what.text() + ", byte " + std::to_string(distance) + " of " + region.name + ", which has " +
-           std::to_string(region.bytes) + " bytes",
-       what.place);
+  fail(Fault::kOutside, what.place, ACCESS_FORMAT ", byte %td of %s, which has %zu bytes",
+       ACCESS_VALUES(what), static_cast<std::ptrdiff_t>(what.begin - region.begin),
+       region.name.c_str(), region.bytes);
 }
 
 Region* find_region(const Accessed& what) {
@@ -176,7 +168,8 @@ Region* find_region(const Accessed& what) {
   if (after > 0) require_outside(what, *all[after - 1]);
   if (after < all.size()) require_outside(what, *all[after]);
   if (execution().is_strict) {
-    fail(Fault::kOutside, what.text() + ", which is in no watched memory", what.place);
+    fail(Fault::kOutside, what.place, ACCESS_FORMAT ", which is in no watched memory",
+         ACCESS_VALUES(what));
   }
   return nullptr;
 }
@@ -190,6 +183,8 @@ int device_of(const void* address) {
   if (after == 0 || regions()[after - 1]->end() <= at) return -1;
   return regions()[after - 1]->options.device;
 }
+
+void decide_watching() { detail::is_watching = !regions().empty() || execution().is_strict; }
 
 void forget_regions() {
   while (!regions().empty()) {
@@ -214,20 +209,17 @@ void observe(const volatile void* address, size_t bytes, size_t alignment, Acces
              Place place) {
   const Accessed what = {reinterpret_cast<uintptr_t>(address), bytes, access, place};
   if (what.begin % alignment != 0) {
-    fail(Fault::kMisaligned,
-         what.text() + ", which is " + std::to_string(what.begin % alignment) +
-             " past a multiple of " + std::to_string(alignment),
-         place);
+    fail(Fault::kMisaligned, place, ACCESS_FORMAT ", which is %zu past a multiple of %zu",
+         ACCESS_VALUES(what), what.begin % alignment, alignment);
   }
   Region* const region = find_region(what);
   if (region == nullptr) return;
   const size_t first = what.begin - region->begin;
   if (region->options.device != run().grid.device) {
-    fail(Fault::kOtherDevice,
-         what.text() + ", byte " + std::to_string(first) + " of " + region->name +
-             ", which is on device " + std::to_string(region->options.device) +
-             ", by a kernel on device " + std::to_string(run().grid.device),
-         place);
+    fail(Fault::kOtherDevice, place,
+         ACCESS_FORMAT ", byte %zu of %s, which is on device %d, by a kernel on device %d",
+         ACCESS_VALUES(what), first, region->name.c_str(), region->options.device,
+         run().grid.device);
   }
   if (access != Access::kWrite) {
     region->read += bytes;
@@ -235,10 +227,8 @@ void observe(const volatile void* address, size_t bytes, size_t alignment, Acces
   }
   if (access == Access::kRead) return;
   if (region->options.is_read_only) {
-    fail(Fault::kReadOnly,
-         what.text() + ", byte " + std::to_string(first) + " of " + region->name +
-             ", which is read-only",
-         place);
+    fail(Fault::kReadOnly, place, ACCESS_FORMAT ", byte %zu of %s, which is read-only",
+         ACCESS_VALUES(what), first, region->name.c_str());
   }
   region->written += bytes;
   region->seen_written.add(first, bytes);

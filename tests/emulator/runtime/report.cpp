@@ -1,4 +1,5 @@
 // What went wrong, in words.
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 
@@ -67,11 +68,6 @@ std::string triple(const uint3& at) {
          ")";
 }
 
-std::string reproduction() {
-  return std::string("schedule ") + emulator::name_of(execution().schedule) + ", seed " +
-         std::to_string(execution().seed);
-}
-
 // Where the threads of one block stand: a line for each place.
 class Places {
  public:
@@ -80,38 +76,53 @@ class Places {
     for (Place& place : places_) {
       if (place.text == text) return place.add(fiber.number);
     }
-    places_.push_back({std::move(text), fiber.number, fiber.number, 1});
+    places_.push_back({std::move(text), {}});
+    places_.back().add(fiber.number);
   }
 
   std::string text() const {
     std::string all;
     for (const Place& place : places_) {
-      all += "    " + std::to_string(place.count) + " threads, " + std::to_string(place.first) +
-             " to " + std::to_string(place.last) + ": " + place.text + "\n";
+      all += "\n    threads " + place.numbers() + ": " + place.text;
     }
     return all;
   }
 
  private:
   struct Place {
+    struct Range {
+      int first;
+      int last;
+    };
     std::string text;
-    int first;
-    int last;
-    int count;
+    std::vector<Range> ranges;
 
     void add(int number) {
-      last = number;
-      ++count;
+      if (!ranges.empty() && ranges.back().last == number - 1) {
+        ranges.back().last = number;
+      } else {
+        ranges.push_back({number, number});
+      }
+    }
+    std::string numbers() const {
+      std::string list;
+      for (const Range& range : ranges) {
+        if (!list.empty()) list += ", ";
+        list += std::to_string(range.first);
+        if (range.last > range.first) list += "-" + std::to_string(range.last);
+      }
+      return list;
     }
   };
 
   static std::string text_of(const Fiber& fiber) {
     if (fiber.has_ended) return "ended";
     if (!fiber.has_started) return "not started";
-    std::string text = fiber.waits == Meeting::kNone ? "running, last seen"
-                                                     : std::string("in ") + name_of(fiber.waits);
+    std::string text =
+        fiber.waits == Meeting::kNone ? "running" : std::string("in ") + name_of(fiber.waits);
     if (fiber.place.file != nullptr) {
-      text += std::string(" at ") + fiber.place.file + ":" + std::to_string(fiber.place.line);
+      text += fiber.waits == Meeting::kNone ? ", last seen at " : " at ";
+      text += std::string(fiber.place.file) + ":" + std::to_string(fiber.place.line);
     }
     const bool is_warp = fiber.waits >= Meeting::kSyncWarp && fiber.waits <= Meeting::kBallot;
     if (is_warp) {
@@ -125,16 +136,6 @@ class Places {
   std::vector<Place> places_;
 };
 
-}  // namespace
-
-const char* name_of(Meeting meeting) {
-  static const char* const kNames[] = {
-      "nothing",    "__syncthreads", "__syncthreads_or", "__syncthreads_and", "__syncthreads_count",
-      "__syncwarp", "__shfl_sync",   "__shfl_xor_sync",  "__shfl_up_sync",    "__shfl_down_sync",
-      "__any_sync", "__all_sync",    "__ballot_sync",    "grid sync"};
-  return kNames[static_cast<int>(meeting)];
-}
-
 std::string waiting_threads(const Run& stuck) {
   constexpr int kMaxBlocks = 8;
   std::string text;
@@ -147,17 +148,20 @@ std::string waiting_threads(const Run& stuck) {
     }
     Places places;
     for (const Fiber* const fiber : block->fibers) places.add(*fiber);
-    text += "  block " + triple(block->fibers[0]->block) + ":\n" + places.text();
+    text += "\n  block " + triple(block->fibers[0]->block) + ":" + places.text();
   }
-  if (left_out > 0) text += "  and " + std::to_string(left_out) + " more blocks\n";
+  if (left_out > 0) text += "\n  and " + std::to_string(left_out) + " more blocks";
   if (stuck.started < stuck.order.size()) {
-    text += "  " + std::to_string(stuck.order.size() - stuck.started) + " blocks not started\n";
+    text += "\n  " + std::to_string(stuck.order.size() - stuck.started) + " blocks not started";
   }
   return text;
 }
 
 void record(Report report) {
-  run().has_failed = true;
+  report.kernel = name_of_kernel(run().grid.call->kernel);
+  report.text += "\n  in " + report.kernel + ", schedule " +
+                 emulator::name_of(execution().schedule) + ", seed " +
+                 std::to_string(execution().seed);
   if (execution().aborts) {
     std::fprintf(stderr, "emulator: %s\n", report.text.c_str());
     std::abort();
@@ -165,30 +169,54 @@ void record(Report report) {
   all_reports().push_back(std::move(report));
 }
 
-void fail(Fault fault, const std::string& what, Place place) {
+}  // namespace
+
+const char* name_of(Meeting meeting) {
+  static const char* const kNames[] = {
+      "nothing",    "__syncthreads", "__syncthreads_or", "__syncthreads_and", "__syncthreads_count",
+      "__syncwarp", "__shfl_sync",   "__shfl_xor_sync",  "__shfl_up_sync",    "__shfl_down_sync",
+      "__any_sync", "__all_sync",    "__ballot_sync",    "grid sync"};
+  return kNames[static_cast<int>(meeting)];
+}
+
+void fail(Fault fault, Place place, const char* text, ...) {
+  Run& now = run();
   Fiber& self = running();
-  const std::string kernel = name_of_kernel(run().grid.call->kernel);
-  const std::string where = std::string(place.file) + ":" + std::to_string(place.line);
-  record({fault,
-          std::string(emulator::name_of(fault)) + ": " + what + "\n  at " + where + ", kernel " +
-              kernel + ", block " + triple(self.block) + ", thread " + triple(self.thread) + ", " +
-              reproduction(),
-          kernel, self.block, self.thread, place.file, place.line});
-  leave_for(self.context, run().host);
+  Failure& failure = now.failure;
+  failure.fault = fault;
+  failure.place = place;
+  failure.block = self.block;
+  failure.thread = self.thread;
+  va_list values;
+  va_start(values, text);
+  std::vsnprintf(failure.text, sizeof(failure.text), text, values);
+  va_end(values);
+  now.has_failed = true;
+  release(&now.end);
+  leave_for(self.context, now.host);
+}
+
+void report_failure() {
+  acquire(&run().end);
+  const Failure& failure = run().failure;
+  std::string text = std::string(emulator::name_of(failure.fault)) + ": " + failure.text +
+                     "\n  at " + failure.place.file + ":" + std::to_string(failure.place.line) +
+                     ", block " + triple(failure.block) + ", thread " + triple(failure.thread);
+  if (failure.fault == Fault::kLivelock) text += waiting_threads(run());
+  record({failure.fault, std::move(text), "", failure.block, failure.thread, failure.place.file,
+          failure.place.line});
 }
 
 void report_deadlock() {
-  const std::string kernel = name_of_kernel(run().grid.call->kernel);
   const Fiber* first = nullptr;
   for (const Block* const block : run().blocks) {
     for (const Fiber* const fiber : block->fibers) {
       if (first == nullptr && !fiber->has_ended) first = fiber;
     }
   }
-  record({Fault::kDeadlock,
-          "deadlock: no thread of kernel " + kernel + " can go on, " + reproduction() + "\n" +
-              waiting_threads(run()),
-          kernel, first->block, first->thread, first->place.file, first->place.line});
+  run().has_failed = true;
+  record({Fault::kDeadlock, "deadlock: no thread can go on" + waiting_threads(run()), "",
+          first->block, first->thread, first->place.file, first->place.line});
 }
 
 }  // namespace runtime

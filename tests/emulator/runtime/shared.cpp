@@ -62,11 +62,8 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment, Place place
   }
   block.shared_bytes += (bytes + alignment - 1) / alignment * alignment;
   if (block.shared_bytes > kSharedBytes || block.slots_used == kMaxSlots) {
-    fail(Fault::kSharedMemory,
-         "a block asks for " + std::to_string(block.shared_bytes) + " bytes of " +
-             std::to_string(kSharedBytes) + ", in " + std::to_string(block.slots_used + 1) +
-             " variables of " + std::to_string(kMaxSlots),
-         place);
+    fail(Fault::kSharedMemory, place, "a block asks for %zu bytes of %zu, in %d variables of %d",
+         block.shared_bytes, kSharedBytes, block.slots_used + 1, kMaxSlots);
   }
   const size_t first = (block.arena_used + kGap + alignment - 1) / alignment * alignment;
   block.arena_used = first + bytes;
