@@ -19,7 +19,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support 
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
 CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test mutants bench lint format aarch64 clean
+.PHONY: demo test mutants bench lint format sanitize aarch64 clean
 
 # By the console script: python -m would take the source tree's fastclip, which is not built.
 demo: $(DEMO_STAMP)
@@ -38,6 +38,14 @@ mutants: $(ALL_STAMP)
 
 bench: $(ALL_STAMP)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+
+# On a machine with a GPU: its tests under each of compute-sanitizer's tools.
+sanitize: $(ALL_STAMP)
+	for tool in memcheck racecheck initcheck synccheck; do \
+		(cd $(VENV) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool \
+			--error-exitcode 1 bin/python -m pytest -c ../pyproject.toml --rootdir=.. \
+			-m "gpu and not big" ../tests/test_gpu.py) || exit 1; \
+	done
 
 # The CPU kernels for aarch64, run under qemu-user: the same bits as on this machine, or it fails.
 aarch64:

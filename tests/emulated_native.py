@@ -65,6 +65,7 @@ class Emulated:
 
     def __init__(self, path: Path) -> None:
         self.module = _import(path)
+        assert self.module.__file__ == str(path), "this is another extension"
         self._library = ctypes.CDLL(str(path))
         for name in ("report", "launch_kernel"):
             getattr(self._library, f"emulated_{name}").restype = ctypes.c_char_p
@@ -238,7 +239,8 @@ def build() -> Emulated:
 
 
 def _import(path: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("fastclip._C", path)
+    # Under a name of its own: pybind11 gives back a module that is there already under one.
+    spec = importlib.util.spec_from_file_location("emulated._C", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

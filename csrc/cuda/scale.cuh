@@ -59,21 +59,19 @@ __device__ void change_chunk(const Chunk& chunk, char* target, Team team, const 
       is_parallel ? static_cast<int>(head_of(address, chunk.count, T::kDType)) : chunk.count;
   const int vectors = (chunk.count - head) / T::kPerVector;
   const int body = head * kSize;
-  for (int first = team.thread; first < vectors; first += kLoads * team.size) {
+  for_each_batch(vectors, team, [&](int first, auto all) {
+    constexpr bool kAll = decltype(all)::value;
     uint4 batch[kLoads];
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      const int i = first + k * team.size;
-      batch[k] =
-          i < vectors ? load_vector(chunk.data + body + i * kVectorBytes) : make_uint4(0, 0, 0, 0);
-    }
+    load_batch<kAll>(chunk.data + body, first, vectors, team.size, batch);
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       const int i = first + k * team.size;
       const bool is_changed = change_vector<T>(batch[k], change);
-      if (i < vectors && is_changed) store_vector(target + body + i * kVectorBytes, batch[k]);
+      if ((kAll || i < vectors) && is_changed) {
+        store_vector(target + body + i * kVectorBytes, batch[k]);
+      }
     }
-  }
+  });
   for (int i = team.thread; i < head; i += team.size) {
     change_element<T>(chunk.data + i * kSize, target + i * kSize, change);
   }

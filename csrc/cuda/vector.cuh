@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "work.h"
 
 namespace fastclip::device {
@@ -158,8 +160,30 @@ struct Team {
   int size;
 };
 
+// Calls body(first, all{}) for each batch of kLoads vectors that this thread of the team takes, at
+// `first`, `first` + team.size and so on. `all` says whether all of them exist, in its type: loads
+// without a condition are issued together, those of the last batch may not be.
+template <typename Body>
+__device__ void for_each_batch(int vectors, Team team, Body body) {
+  int first = team.thread;
+  for (; first + (kLoads - 1) * team.size < vectors; first += kLoads * team.size) {
+    body(first, std::true_type{});
+  }
+  if (first < vectors) body(first, std::false_type{});
+}
+
+// Loads a batch; vectors past the end are zeros, which add nothing to any sum.
+template <bool kAll>
+__device__ void load_batch(const char* body, int first, int vectors, int stride,
+                           uint4 (&batch)[kLoads]) {
+#pragma unroll
+  for (int k = 0; k < kLoads; ++k) {
+    const int i = first + k * stride;
+    batch[k] = kAll || i < vectors ? load_vector(body + i * kVectorBytes) : make_uint4(0, 0, 0, 0);
+  }
+}
+
 // Calls `on_vector(vector)` and `on_element(element)` for what this thread of the team reads.
-// Vectors past the end are zeros: they add nothing to any sum, and the loads stay one loop.
 template <typename T, typename OnVector, typename OnElement>
 __device__ void read_chunk(const Chunk& chunk, Team team, OnVector on_vector,
                            OnElement on_element) {
@@ -168,16 +192,12 @@ __device__ void read_chunk(const Chunk& chunk, Team team, OnVector on_vector,
       static_cast<int>(head_of(reinterpret_cast<uint64_t>(chunk.data), chunk.count, T::kDType));
   const char* const body = chunk.data + head * sizeof(Element);
   const int vectors = (chunk.count - head) / T::kPerVector;
-  for (int first = team.thread; first < vectors; first += kLoads * team.size) {
+  for_each_batch(vectors, team, [&](int first, auto all) {
     uint4 batch[kLoads];
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      const int i = first + k * team.size;
-      batch[k] = i < vectors ? load_vector(body + i * kVectorBytes) : make_uint4(0, 0, 0, 0);
-    }
+    load_batch<decltype(all)::value>(body, first, vectors, team.size, batch);
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) on_vector(batch[k]);
-  }
+  });
   // Fewer than a vector on each side: the first threads take the head, the last ones the tail.
   const int tail = chunk.count - head - vectors * T::kPerVector;
   if (team.thread < head) on_element(load<Element>(chunk.data + team.thread * sizeof(Element)));
