@@ -21,7 +21,9 @@ def count(report: ElementTree.Element) -> tuple[Counter[str], Counter[str]]:
     for case in report.iter("testcase"):
         if case.find("failure") is not None or case.find("error") is not None:
             continue
+        module = str(case.get("classname")).rpartition(".")[2]
         words = re.split(r"[\W_]+", f"{case.get('classname')} {case.get('name')}")
+        words = ["gpu"] if module == "test_gpu" else [word for word in words if word != "gpu"]
         named = [backend for backend in BACKENDS if backend in words] or ["other"]
         (passed if case.find("skipped") is None else skipped).update(named)
     return passed, skipped

@@ -10,6 +10,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/utils/pybind.h>
 
 namespace fastclip::accelerator {
 
@@ -20,10 +21,24 @@ inline bool is_plain(const c10::TensorImpl* tensor) {
 
 inline c10::Device device_of(const c10::TensorImpl* tensor) { return tensor->device(); }
 
+template <typename Guard>
+auto handle_of(const Guard& guard, c10::Stream stream, int)
+    -> decltype(guard.getStreamNativeHandle(stream)) {
+  return guard.getStreamNativeHandle(stream);
+}
+
+// torch 2.10 has no way from C++ without CUDA's headers.
+template <typename Guard>
+void* handle_of(const Guard&, c10::Stream stream, long) {
+  const py::gil_scoped_acquire gil;
+  const py::object current = py::module_::import("torch._C").attr("_cuda_getCurrentRawStream");
+  return reinterpret_cast<void*>(current(stream.device_index()).cast<uintptr_t>());
+}
+
 // The stream that torch's own operations would run on, as a cudaStream_t.
 inline void* current_stream(c10::Device device) {
   const c10::impl::VirtualGuardImpl guard(device.type());
-  return guard.getStreamNativeHandle(guard.getStream(device));
+  return handle_of(guard, guard.getStream(device), 0);
 }
 
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
