@@ -128,8 +128,8 @@ FAULTS = (
     Fault(
         "versions stay as they were",
         CPU,
-        "inline void scale(const Gradients& gradients, double clip_coef) {\n  bump_versions(gradients);\n",
-        "inline void scale(const Gradients& gradients, double clip_coef) {\n",
+        "double clip_coef) {\n  bump_versions(gradients);\n",
+        "double clip_coef) {\n",
         ("test_native_parameters.py::test_each_write_bumps_each_version_by_1_written_or_not",),
     ),
     Fault(
