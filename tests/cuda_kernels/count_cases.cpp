@@ -1,0 +1,95 @@
+// Bytes of gradients read and written, and launches: what the kernels are for.
+#include "cases.h"
+#include "lists.h"
+#include "norms.h"
+
+namespace fastclip::kernel_tests {
+namespace {
+
+void expect_traffic(Run& run, const std::string& what, const Gradients& gradients, int64_t reads,
+                    int64_t writes) {
+  const emulator::Traffic traffic = gradients.traffic();
+  const int64_t bytes = gradients.bytes();
+  run.expect<int64_t>(what + ", bytes read", traffic.read, reads * bytes);
+  run.expect<int64_t>(what + ", bytes written", traffic.written, writes * bytes);
+  // Each as often as any other.
+  run.expect<int64_t>(what + ", different bytes read", traffic.unique_read, bytes);
+  run.expect<int64_t>(what + ", different bytes written", traffic.unique_written,
+                      writes > 0 ? bytes : 0);
+  emulator::clear_traffic();
+}
+
+void expect_launches(Run& run, const std::string& what, size_t wanted) {
+  run.expect(what + ", launches", emulator::launches().size(), wanted);
+  emulator::clear_launches();
+}
+
+void clip_and_count(Run& run, double max_norm, int64_t reads, int64_t writes) {
+  const NamedList& named = awkward_list(run);
+  Gradients gradients(run, named.specs);
+  Request request;
+  request.norm_type = run.seed() / 4 % 2 != 0 ? 1 : 2;
+  request.max_norm = max_norm;
+  request.mode = CudaMode::kFused;
+  clip(run, gradients.list, request);
+  expect_launches(run, named.name + ", fused", 1);
+  expect_traffic(run, named.name + ", fused", gradients, reads, writes);
+  gradients.restore();
+  request.mode = CudaMode::kSplit;
+  clip(run, gradients.list, request);
+  expect_launches(run, named.name + ", split", 2);
+  expect_traffic(run, named.name + ", split", gradients, reads, writes);
+}
+
+}  // namespace
+
+void count_not_clipped(Run& run) { clip_and_count(run, 1e9, 1, 0); }
+void count_clipped(Run& run) { clip_and_count(run, 0.75, 2, 1); }
+
+void count_clamp(Run& run) {
+  Gradients gradients(run, awkward_list(run).specs);
+  // Magnitudes lie between 2^-8 and 4.
+  run.expect_success("clamp", cuda().clamp(gradients.list, 0x1p-9, 0, nullptr));
+  expect_launches(run, "clamp", 1);
+  expect_traffic(run, "all of it clamped", gradients, 1, 1);
+  gradients.restore();
+  run.expect_success("clamp", cuda().clamp(gradients.list, 4, 0, nullptr));
+  expect_traffic(run, "none of it clamped", gradients, 1, 0);
+}
+
+void count_scale(Run& run) {
+  Gradients gradients(run, awkward_list(run).specs);
+  CudaCoefs coefs = {};
+  for (const double coef : {1.0, 0.5}) {
+    coefs.value = coef;
+    run.expect_success("scale", cuda().scale(gradients.list, coefs, 0, nullptr));
+    expect_launches(run, "scale", 1);
+    const emulator::Traffic traffic = gradients.traffic();
+    const int64_t wanted = coef < 1 ? gradients.bytes() : 0;
+    run.expect<int64_t>("bytes read by scale", traffic.read, wanted);
+    run.expect<int64_t>("bytes written by scale", traffic.written, wanted);
+    run.expect<int64_t>("different ones", traffic.unique_written, wanted);
+  }
+}
+
+// A chunk is read again only if its squares left float32's range: not if all of it is zero, nor
+// because elements are small while others are not.
+void count_rescue(Run& run) {
+  const DType dtypes[] = {DType::kFloat32, DType::kBFloat16};
+  const DType dtype = dtypes[run.seed() % 2];
+  // Whole vectors: single elements are summed in float64 at once.
+  const std::vector<TensorSpec> specs = {{dtype, 48}, {dtype, 5000}, {dtype, 0}, {dtype, 2104}};
+  Request request;
+  request.max_norm = kInf;
+  for (const double value : {0.0, 0x1p-49, 0x1p60, 1e-30}) {
+    const Gradients gradients(run, specs, {[&](Random&, int, int64_t i) {
+                                return i % 9 == 0 ? value : value * 0x1p-40;
+                              }});
+    clip(run, gradients.list, request);
+    const int64_t times = value == 1e-30 ? 2 : 1;
+    run.expect<int64_t>("bytes read, values of " + std::to_string(value), gradients.traffic().read,
+                        times * gradients.bytes());
+  }
+}
+
+}  // namespace fastclip::kernel_tests

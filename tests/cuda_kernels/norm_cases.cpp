@@ -1,0 +1,112 @@
+// The two steps of a norm as calls of their own, on gradients that nobody may write.
+#include <algorithm>
+
+#include "cases.h"
+#include "lists.h"
+#include "norms.h"
+
+namespace fastclip::kernel_tests {
+namespace {
+
+constexpr double kNormTypes[] = {2, 1, kInf, 3, 0.5};
+
+Outcome norm(Run& run, const CudaList& list, const Request& request) {
+  const Workspace workspace(run, list, request);
+  run.expect_success("reduce", cuda().reduce(list, workspace.sums(), run.device(), nullptr));
+  run.expect_success(
+      "finish", cuda().finish(list, workspace.sums(), workspace.result(), run.device(), nullptr));
+  return workspace.outcome();
+}
+
+}  // namespace
+
+void norm_alone(Run& run) {
+  Request request;
+  request.norm_type = kNormTypes[run.seed() / 4 % 5];
+  request.max_norm = 0.75;
+  request.is_float64 = run.pick(2) != 0;
+  run.select(static_cast<int>(run.pick(kDevices, 1)));
+  const NamedList& named = awkward_list(run);
+  const Gradients untouched(run, named.specs, {ordinary_value, true});
+  const Outcome alone = norm(run, untouched.list, request);
+  expect_norm(run, named.name, untouched, request, alone);
+  const Gradients gradients(run, named.specs);
+  request.mode = CudaMode::kFused;
+  expect_same_outcome(run, named.name + ", fused", clip(run, gradients.list, request), alone);
+}
+
+// As the binding combines several devices: a total from each, and `finish` over them.
+void norm_of_devices(Run& run) {
+  Request request;
+  request.norm_type = kNormTypes[run.seed() % 5];
+  request.max_norm = 0.75;
+  const auto specs = mixed_list();
+  const Gradients all(run, specs);
+  std::vector<double> totals;
+  for (int device = 0; device < kDevices; ++device) {
+    run.select(device);
+    // The values of `all`, a third of them.
+    const auto begin = specs.size() * static_cast<size_t>(device) / kDevices;
+    const auto end = specs.size() * static_cast<size_t>(device + 1) / kDevices;
+    const auto value = [&](Random&, int tensor, int64_t i) {
+      return all.value(tensor + static_cast<int>(begin), i);
+    };
+    const std::vector<TensorSpec> part(specs.begin() + static_cast<std::ptrdiff_t>(begin),
+                                       specs.begin() + static_cast<std::ptrdiff_t>(end));
+    const Gradients gradients(run, part, {value, true});
+    totals.push_back(norm(run, gradients.list, request).total);
+  }
+  run.select(0);
+  CudaList list = cuda().plan(nullptr, 0, nullptr);
+  list.groups = kDevices;
+  request.has_sums = false;
+  const Workspace workspace(run, list, request);
+  std::copy(totals.begin(), totals.end(), workspace.sums().partials);
+  run.expect_success("finish",
+                     cuda().finish(list, workspace.sums(), workspace.result(), 0, nullptr));
+  expect_norm(run, "three devices", all, request, workspace.outcome());
+}
+
+void norm_of_nothing(Run& run) {
+  const std::vector<TensorSpec> lists[] = {
+      {},
+      {{DType::kFloat32, 0}},
+      {{DType::kFloat64, 0}, {DType::kBFloat16, 0}, {DType::kFloat16, 0}},
+      {{DType::kFloat16, 1, 2}},
+      {{DType::kFloat32, 0}, {DType::kFloat64, 700, 8}, {DType::kFloat32, 0}}};
+  for (const auto& specs : lists) {
+    for (const double norm_type : kNormTypes) {
+      for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {
+        Gradients gradients(run, specs);
+        Request request;
+        request.norm_type = norm_type;
+        request.max_norm = 0x1p-20;
+        request.mode = mode;
+        const Outcome outcome = clip(run, gradients.list, request);
+        expect_clipped(run, std::to_string(specs.size()) + " tensors", gradients, request, outcome);
+      }
+    }
+  }
+}
+
+void norm_outputs_may_be_null(Run& run) {
+  Gradients gradients(run, mixed_list());
+  Request request;
+  request.has_sums = false;
+  request.max_norm = 0.75;
+  for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {
+    const Workspace all(run, gradients.list, request);
+    run.expect_success("clip", call_clip(run, gradients.list, all));
+    const double coef = all.outcome().clip_coef;
+    gradients.restore();
+    CudaResult nothing = all.result();
+    nothing.total = nullptr;
+    nothing.total_norm = nothing.clip_coef = nullptr;
+    run.expect_success("clip without outputs",
+                       cuda().clip(gradients.list, all.sums(), nothing, mode, 0, nullptr));
+    gradients.expect_multiplied("without outputs", coef);
+    gradients.restore();
+  }
+}
+
+}  // namespace fastclip::kernel_tests
