@@ -19,6 +19,7 @@ void clip_close_to_one(Run& run);
 // norm_cases.cpp
 void norm_alone(Run& run);
 void norm_of_devices(Run& run);
+void norm_of_constants(Run& run);
 void norm_of_nothing(Run& run);
 void norm_outputs_may_be_null(Run& run);
 
@@ -51,6 +52,7 @@ void clamp_limits(Run& run);
 void count_not_clipped(Run& run);
 void count_clipped(Run& run);
 void count_clamp(Run& run);
+void count_clamp_of_few(Run& run);
 void count_scale(Run& run);
 void count_rescue(Run& run);
 

@@ -57,6 +57,26 @@ void count_clamp(Run& run) {
   expect_traffic(run, "none of it clamped", gradients, 1, 0);
 }
 
+// Only what changes is written: a vector of 16 bytes, or an element of a head or a tail.
+void count_clamp_of_few(Run& run) {
+  const auto specs = run.seed() % 2 != 0 ? head_list() : mixed_list();
+  Gradients gradients(run, specs, {[](Random& random, int, int64_t) { return random.uniform(); }});
+  int64_t wanted = 0;
+  for (int tensor = 0; tensor < gradients.size(); ++tensor) {
+    const auto [dtype, count, offset] = gradients.spec(tensor);
+    if (count == 0) continue;
+    const int64_t size = element_size(dtype), begin = static_cast<int64_t>(offset);
+    const int64_t index = run.pick(count, static_cast<uint64_t>(tensor));
+    gradients.set(tensor, index, -2);
+    const int64_t vector = (begin + index * size) / 16;
+    const bool is_whole = vector * 16 >= begin && vector * 16 + 16 <= begin + count * size;
+    wanted += is_whole ? 16 : size;
+  }
+  run.expect_success("clamp", cuda().clamp(spread(gradients.list), 1, 0, nullptr));
+  run.expect<int64_t>("bytes written", gradients.traffic().written, wanted);
+  run.expect<int64_t>("bytes read", gradients.traffic().read, gradients.bytes());
+}
+
 void count_scale(Run& run) {
   Gradients gradients(run, awkward_list(run).specs);
   CudaCoefs coefs = {};

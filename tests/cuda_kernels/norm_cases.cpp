@@ -67,6 +67,20 @@ void norm_of_devices(Run& run) {
   expect_norm(run, "three devices", all, request, workspace.outcome());
 }
 
+// Equal elements make equal rounding errors, which add up where random ones cancel.
+void norm_of_constants(Run& run) {
+  Request request;
+  request.norm_type = kNormTypes[run.seed() % 2];
+  request.max_norm = 0.75;
+  request.is_float64 = true;  // total_norm without a rounding of its own
+  for (const double value : {0.1, -1.0 / 3, 0.7, 1.999}) {
+    const Gradients gradients(run, chunk_list(),
+                              {[&](Random&, int, int64_t) { return value; }, true});
+    expect_norm(run, "constants of " + std::to_string(value), gradients, request,
+                norm(run, gradients.list, request));
+  }
+}
+
 void norm_of_nothing(Run& run) {
   const std::vector<TensorSpec> lists[] = {
       {},
@@ -84,6 +98,8 @@ void norm_of_nothing(Run& run) {
         request.mode = mode;
         const Outcome outcome = clip(run, gradients.list, request);
         expect_clipped(run, std::to_string(specs.size()) + " tensors", gradients, request, outcome);
+        run.expect_success("scale", cuda().scale(gradients.list, {}, 0, nullptr));
+        run.expect_success("clamp", cuda().clamp(gradients.list, 0, 0, nullptr));
       }
     }
   }

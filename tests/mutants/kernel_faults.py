@@ -1,0 +1,311 @@
+"""The faults that kernel_run.py plants in the CUDA sources, and the cases that must notice each."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CLIP = "csrc/cuda/clip.cu"
+NORM = "csrc/cuda/norm.cuh"
+REDUCE = "csrc/cuda/reduce.cuh"
+SCALE = "csrc/cuda/scale.cuh"
+SCALE_KERNELS = "csrc/cuda/scale.cu"
+TABLE = "csrc/cuda/table.cuh"
+TABLE_WRITER = "csrc/cuda/table.cu"
+VECTOR = "csrc/cuda/vector.cuh"
+WORK = "csrc/cuda/work.h"
+LAUNCHERS = "csrc/cuda/launchers.cpp"
+COEFFICIENT = "csrc/coefficient.h"
+
+
+@dataclass(frozen=True)
+class KernelFault:
+    """One planted fault.
+
+    Attributes:
+        name: what goes wrong, in words.
+        file: the source, from the root of the tree.
+        old: the text to replace; it must stand in the file exactly once.
+        new: what replaces it.
+        cases: of tests/cuda_kernels, likeliest first; one must fail.
+        build: what the cases are run in: "thread" is ThreadSanitizer's.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    cases: tuple[str, ...]
+    build: Literal["plain", "thread"] = "plain"
+
+
+# Those that only ThreadSanitizer sees come first: they take longest.
+FAULTS = (
+    KernelFault(
+        "the grid sync orders no memory",
+        CLIP,
+        "cooperative_groups::this_grid().sync();",
+        "emulator::relaxed_grid_sync();",
+        ("clip_squares",),
+        "thread",
+    ),
+    KernelFault(
+        "a partial is written by two blocks",
+        NORM,
+        "       group += static_cast<int>(gridDim.x)) {\n    tensor",
+        "       group += max(1, static_cast<int>(gridDim.x) - 1)) {\n    tensor",
+        ("clip_squares",),
+        "thread",
+    ),
+    KernelFault(
+        "one buffer of shared memory where two take turns",
+        REDUCE,
+        "    turn_ ^= 1;\n",
+        "",
+        ("clip_squares",),
+        "thread",
+    ),
+    KernelFault(
+        "no __syncthreads between the warps' values and their sum",
+        REDUCE,
+        "    __syncthreads();\n",
+        "",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "no grid sync",
+        CLIP,
+        "  sync_grid();\n",
+        "",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "the block of the last group returns before the grid sync",
+        CLIP,
+        "  sync_grid();\n",
+        "  if (static_cast<int>(blockIdx.x) == shape.groups - 1) return;\n  sync_grid();\n",
+        ("clip_awkward_lengths",),
+    ),
+    KernelFault(
+        "the last element of a tail is not read",
+        VECTOR,
+        "if (last < tail) {",
+        "if (last + 1 < tail) {",
+        ("clip_awkward_lengths",),
+    ),
+    KernelFault(
+        "a head as long as the address is past the boundary",
+        WORK,
+        "static_cast<int64_t>(-address % kVectorBytes)",
+        "static_cast<int64_t>(address % kVectorBytes)",
+        ("clip_awkward_lengths", "clip_squares"),
+    ),
+    KernelFault(
+        "later chunks begin where they would without a head",
+        TABLE,
+        "chunk == 0 ? 0 : head + chunk * chunk_size;",
+        "chunk * chunk_size;",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "the search misses a tensor that begins at the slot",
+        TABLE,
+        "if (table.first_slot(middle) <= slot) {",
+        "if (table.first_slot(middle) < slot) {",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "the last warp is forgotten",
+        REDUCE,
+        "for (int i = 1; i < kWarps; ++i) {",
+        "for (int i = 1; i < kWarps - 1; ++i) {",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "an offset within a tensor overflows 32 bits",
+        TABLE,
+        "head + chunk * chunk_size;",
+        "static_cast<int32_t>(head + chunk * chunk_size);",
+        ("offsets_beyond_32_bits",),
+    ),
+    KernelFault(
+        "an offset within a target overflows 32 bits",
+        SCALE,
+        "work.begin * static_cast<int64_t>(sizeof(typename T::Element));",
+        "static_cast<int32_t>(work.begin * static_cast<int64_t>(sizeof(typename T::Element)));",
+        ("offsets_beyond_32_bits",),
+    ),
+    KernelFault(
+        "a maximum drops NaN",
+        REDUCE,
+        "return b > a || b != b ? b : a;",
+        "return fmax(a, b);",
+        ("nonfinite_anywhere",),
+    ),
+    KernelFault(
+        "a coefficient a little below 1 is not applied",
+        NORM,
+        "!(clip_coef >= 1 && inv_scale == 1)",
+        "!(clip_coef >= T(0.999) && inv_scale == 1)",
+        ("clip_close_to_one",),
+    ),
+    KernelFault(
+        "a coefficient of 1 is written",
+        NORM,
+        "!(clip_coef >= 1 && inv_scale == 1)",
+        "!(clip_coef > 1 && inv_scale == 1)",
+        ("count_not_clipped",),
+    ),
+    KernelFault(
+        "a NaN coefficient is not written",
+        NORM,
+        "!(clip_coef >= 1 && inv_scale == 1)",
+        "(clip_coef < 1 || inv_scale != 1)",
+        ("nonfinite_anywhere",),
+    ),
+    KernelFault(
+        "squares that lost digits are not summed again",
+        REDUCE,
+        "sum < count * 0x1p-102",
+        "sum < count * 0x1p-130",
+        ("rescue_threshold",),
+    ),
+    KernelFault(
+        "squares that overflowed are not summed again",
+        REDUCE,
+        "!isfinite(sum) || (any",
+        "(any",
+        ("rescue_threshold",),
+    ),
+    KernelFault(
+        "chunks of zeros are summed again",
+        REDUCE,
+        "(any_magnitude && sum < count * 0x1p-102)",
+        "sum < count * 0x1p-102",
+        ("count_rescue",),
+    ),
+    KernelFault(
+        "found_inf is cleared by a thread that saw nothing",
+        NORM,
+        "if (!isfinite(seen.value())) atomicExch(found_inf, 1.0f);",
+        "atomicExch(found_inf, isfinite(seen.value()) ? 0.0f : 1.0f);",
+        ("found_inf_anywhere",),
+    ),
+    KernelFault(
+        "found_inf of before the call does not protect the gradients",
+        NORM,
+        "if (norm.found_inf != nullptr && __ldcg(norm.found_inf) != 0)",
+        "if (norm.found_inf != nullptr && !isfinite(total))",
+        ("found_inf_already",),
+    ),
+    KernelFault(
+        "an overflowing sum sets found_inf",
+        NORM,
+        "if (!isfinite(seen.value())) atomicExch(found_inf, 1.0f);",
+        "atomicExch(found_inf, 1.0f);",
+        ("found_inf_without_inf",),
+    ),
+    KernelFault(
+        "a small tensor has the dtype of its group's first",
+        TABLE,
+        "dtype_of(table, mine)}};",
+        "dtype}};",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "a tensor's sum takes a chunk of the next one",
+        NORM,
+        "chunks_of_large(table.address(tensor), count, dtype, shape.chunk_size)",
+        "chunks_of_large(0, count, dtype, shape.chunk_size)",
+        ("clip_squares",),
+    ),
+    KernelFault(
+        "a negative inv_scale makes a negative norm",
+        NORM,
+        "fabs(static_cast<double>(__ldcg(result.inv_scale)))",
+        "static_cast<double>(__ldcg(result.inv_scale))",
+        ("inv_scale",),
+    ),
+    KernelFault(
+        "error_if_nonfinite changes the gradients",
+        NORM,
+        " && !is_refused};",
+        "};",
+        ("nonfinite_error",),
+    ),
+    KernelFault(
+        "a product is rounded once, in float64",
+        SCALE,
+        "value *= static_cast<typename T::Value>(coef);",
+        "value = static_cast<typename T::Value>(value * coef);",
+        ("scale_lists",),
+    ),
+    KernelFault(
+        "a target at another address is written in vectors",
+        SCALE,
+        "% kVectorBytes == 0;",
+        "% 4 == 0;",
+        ("scale_into_targets",),
+    ),
+    KernelFault(
+        "a clamp replaces NaN",
+        SCALE,
+        "const bool is_out = fabs(value) > limit;",
+        "const bool is_out = !(fabs(value) <= limit);",
+        ("clamp_limits",),
+    ),
+    KernelFault(
+        "a coefficient that is not below 1 leaves targets unwritten",
+        SCALE_KERNELS,
+        "shape.has_targets || !(coef >= 1)",
+        "!(coef >= 1)",
+        ("scale_into_targets",),
+    ),
+    KernelFault(
+        "every part of a long table is the first",
+        TABLE_WRITER,
+        "pack_table<Table>(list, first, size)",
+        "pack_table<Table>(list, 0, size)",
+        ("table_lengths",),
+    ),
+    KernelFault(
+        "the coefficient has no epsilon",
+        COEFFICIENT,
+        "(total_norm + T(kEps))",
+        "total_norm",
+        ("clip_squares", "norm_of_nothing"),
+    ),
+    KernelFault(
+        "a large tensor begins within a group",
+        LAUNCHERS,
+        "if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;\n",
+        "",
+        ("plan_slots",),
+    ),
+    KernelFault(
+        "a refused launch leaves its error behind",
+        LAUNCHERS,
+        "  if (status != cudaSuccess) cudaGetLastError();\n",
+        "",
+        ("cooperative_refused",),
+    ),
+    KernelFault(
+        "a broken launch is tried again",
+        LAUNCHERS,
+        "return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorNotSupported;",
+        "return status != cudaSuccess;",
+        ("cooperative_refused",),
+    ),
+    KernelFault(
+        "a cooperative launch is captured",
+        LAUNCHERS,
+        " && !is_capturing(stream);",
+        ";",
+        ("capture_and_replay",),
+    ),
+    KernelFault(
+        "the device that was current is not restored",
+        LAUNCHERS,
+        "if (saved_ >= 0) take_error(cudaSetDevice(saved_));",
+        "",
+        ("other_device",),
+    ),
+)
