@@ -48,6 +48,7 @@ FEW = (
 ONCE = (
     *("norm_of_nothing", "norm_outputs_may_be_null", "nonfinite_error", "found_inf_already"),
     *("found_inf_without_inf", "cooperative_refused", "launch_failures", "other_device"),
+    "loaded_before_capture",
     *("machine_errors", "plan_chunk_sizes", "plan_slots", "plan_huge", "offsets_beyond_32_bits"),
     *("table_lengths", "table_targets", "grid_sizes"),
 )

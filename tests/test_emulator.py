@@ -27,7 +27,7 @@ RIGHT = (
     *("exchange", "take_turns", "order", "after_faults"),
     *("block_sum", "grid_sum", "last_block", "swap"),
     *("counting", "vectors", "shared"),
-    *("devices", "no_device", "cooperative", "arguments", "capture", "log", "pointers"),
+    *("devices", "loading", "no_device", "cooperative", "arguments", "capture", "log", "pointers"),
     *("conversions", "functions"),
 )
 # A case, the kind of its report, and the source that the report must name.

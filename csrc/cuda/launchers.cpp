@@ -119,6 +119,12 @@ int write_table(const CudaList& list, int device, void* stream) {
                    [&] { return launch_write_table(list, static_cast<cudaStream_t>(stream)); });
 }
 
+// A call before a capture loads what the same call launches in it.
+cudaError_t load_split(const CudaList& list, const CudaSums& sums) {
+  const cudaError_t status = load_reduce(list, sums);
+  return status != cudaSuccess ? status : load_finish_and_scale(list, sums);
+}
+
 // Nothing ran in a launch that returned one of these.
 bool is_refusal(cudaError_t status) {
   return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorNotSupported;
@@ -129,7 +135,8 @@ int clip(const CudaList& list, const CudaSums& sums, const CudaResult& result, C
   return on_device(device, [&] {
     auto* const queue = static_cast<cudaStream_t>(stream);
     if (mode == CudaMode::kFused || (mode == CudaMode::kChoose && may_cooperate(device, queue))) {
-      const cudaError_t status = launch_fused(list, sums, result, queue);
+      cudaError_t status = mode == CudaMode::kChoose ? load_split(list, sums) : cudaSuccess;
+      if (status == cudaSuccess) status = launch_fused(list, sums, result, queue);
       if (mode == CudaMode::kFused || !is_refusal(status)) return status;
     }
     const cudaError_t status = launch_reduce(list, sums, queue);

@@ -55,6 +55,10 @@ cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
 cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream);
 cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream);
 
+// Have the kernels of the split clip loaded: what a capture after the fused one will launch.
+cudaError_t load_reduce(const CudaList& list, const CudaSums& sums);
+cudaError_t load_finish_and_scale(const CudaList& list, const CudaSums& sums);
+
 // Success if the build holds code for the current device.
 cudaError_t check_code();
 

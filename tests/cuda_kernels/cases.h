@@ -64,6 +64,7 @@ void table_clip(Run& run);
 // launch_cases.cpp
 void cooperative_refused(Run& run);
 void capture_and_replay(Run& run);
+void loaded_before_capture(Run& run);
 void launch_failures(Run& run);
 void other_device(Run& run);
 void machine_errors(Run& run);

@@ -92,6 +92,31 @@ void capture_and_replay(Run& run) {
   run.expect_true(cuda().is_capturing(1, stream), "a capture that broke is none");
 }
 
+// Code that is first needed in a capture may not be loaded there: the call before it has to. The
+// launchers ask once for each device: every list takes another.
+void loaded_before_capture(Run& run) {
+  static int device = kDevices - 1;
+  emulator::machine().loads_in_capture = false;
+  for (const bool is_long : {false, true}) {
+    emulator::machine().devices = ++device + 1;
+    run.select(device);
+    const cudaStream_t stream = emulator::make_stream(device);
+    Request request = clipping(CudaMode::kChoose);
+    request.stream = stream;
+    for (const bool captures : {false, true}) {
+      emulator::clear_launches();
+      if (captures) emulator::begin_capture(stream);
+      const Gradients gradients(run, is_long ? tiny_list(1650) : mixed_list(),
+                                {ordinary_value, false, {}, stream});
+      const Workspace workspace(run, gradients.list, request);
+      run.expect_success("clip", call_clip(run, gradients.list, workspace));
+      expect_launches(run, captures ? "captured" : "before", (captures ? 2 : 1) + (is_long ? 2 : 0),
+                      captures ? 0 : 1);
+    }
+    run.expect("launches captured", emulator::end_capture(stream).launches, is_long ? 4 : 2);
+  }
+}
+
 void launch_failures(Run& run) {
   Gradients gradients(run, mixed_list());
   for (const auto mode : {CudaMode::kChoose, CudaMode::kFused, CudaMode::kSplit}) {

@@ -29,7 +29,7 @@ Run::~Run() { emulator::reset(); }
 
 void Run::select(int device) {
   device_ = device;
-  emulator::machine().multiprocessors = kMultiprocessors[device];
+  emulator::machine().multiprocessors = kMultiprocessors[device % kDevices];
 }
 
 void Run::fail(const std::string& text) {

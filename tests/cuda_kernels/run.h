@@ -24,7 +24,7 @@ class Random {
 };
 
 // Devices differ in their multiprocessors. The launchers ask a device for them once, so that a
-// device must keep its number through the whole program.
+// device must keep its number through the whole program. A case may add devices.
 constexpr int kDevices = 3;
 constexpr int kMultiprocessors[kDevices] = {2, 1, 4};
 

@@ -30,6 +30,9 @@ struct Machine {
   cudaError_t cooperative_error = cudaSuccess;
   // Unless cudaSuccess, what cudaFuncGetAttributes returns: cudaErrorNoKernelImageForDevice.
   cudaError_t code_error = cudaSuccess;
+  // If not, the first launch of a kernel on a device, or question about it, fails while any stream
+  // captures: a kernel's code is loaded when it is first needed.
+  bool loads_in_capture = true;
 };
 
 Machine& machine();

@@ -295,6 +295,13 @@ FAULTS = (
         ("cooperative_refused",),
     ),
     KernelFault(
+        "the split kernels are not loaded before a capture",
+        LAUNCHERS,
+        "mode == CudaMode::kChoose ? load_split(list, sums) : cudaSuccess;",
+        "cudaSuccess;",
+        ("loaded_before_capture",),
+    ),
+    KernelFault(
         "a cooperative launch is captured",
         LAUNCHERS,
         " && !is_capturing(stream);",

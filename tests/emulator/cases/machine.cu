@@ -54,6 +54,24 @@ bool run_devices() {
   return true;
 }
 
+bool run_loading() {
+  machine().loads_in_capture = false;
+  int blocks = 0, sum = 0;
+  const cudaStream_t stream = emulator::make_stream(0);
+  emulator::begin_capture(stream);
+  cases::Shape shape;
+  shape.stream = stream;
+  CASES_CHECK(cases::launch(&add, shape, &sum, 1) == cudaErrorStreamCaptureUnsupported);
+  CASES_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, &add, 256, 0) ==
+              cudaErrorStreamCaptureUnsupported);
+  emulator::end_capture(stream);
+  CASES_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, &add, 256, 0) == cudaSuccess);
+  emulator::begin_capture(stream);
+  CASES_CHECK(cases::launch(&add, shape, &sum, 1) == cudaSuccess);
+  CASES_CHECK(emulator::end_capture(stream).launches == 1 && sum == 0);
+  return true;
+}
+
 bool run_no_device() {
   int value = 7, sum = 0;
   for (const cudaError_t error : {cudaErrorNoDevice, cudaErrorInsufficientDriver}) {
@@ -159,8 +177,13 @@ bool run_pointers() {
 }
 
 const cases::Case kCases[] = {
-    {"devices", &run_devices},     {"no_device", &run_no_device}, {"cooperative", &run_cooperative},
-    {"arguments", &run_arguments}, {"capture", &run_capture},     {"log", &run_log},
+    {"devices", &run_devices},
+    {"loading", &run_loading},
+    {"no_device", &run_no_device},
+    {"cooperative", &run_cooperative},
+    {"arguments", &run_arguments},
+    {"capture", &run_capture},
+    {"log", &run_log},
     {"pointers", &run_pointers},
 };
 

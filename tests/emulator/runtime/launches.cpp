@@ -66,8 +66,8 @@ cudaError_t check_cooperative(const cudaLaunchConfig_t& config) {
 
 cudaError_t refusal(const cudaLaunchConfig_t& config, const detail::Call& call) {
   if (machine().device_error != cudaSuccess) return machine().device_error;
-  if (machine().code_error != cudaSuccess) return machine().code_error;
-  if (call.kernel == nullptr) return cudaErrorInvalidDeviceFunction;
+  const cudaError_t loaded = load_code(call.kernel);
+  if (loaded != cudaSuccess) return loaded;
   const cudaError_t status = check_configuration(config);
   if (status != cudaSuccess) return status;
   const bool is_long = machine().driver_version >= kLongArgumentsDriver;

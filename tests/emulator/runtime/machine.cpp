@@ -1,7 +1,11 @@
 // The CUDA runtime API, as far as it is simulated; the toolkit's headers declare it.
 #include "machine.h"
 
+#include <algorithm>
 #include <map>
+#include <mutex>
+#include <set>
+#include <utility>
 
 namespace emulator {
 namespace runtime {
@@ -51,6 +55,17 @@ Streams& streams() {
   return *only;
 }
 
+// What has been loaded: a kernel, on a device. Several host threads may ask.
+struct Loaded {
+  std::mutex mutex;
+  std::set<std::pair<const void*, int>> codes;
+};
+
+Loaded& loaded() {
+  static auto* const only = new Loaded;
+  return *only;
+}
+
 }  // namespace
 
 cudaError_t note(cudaError_t error) {
@@ -66,6 +81,23 @@ Stream* find_stream(cudaStream_t stream) {
 }
 
 void forget_streams() { streams().clear(); }
+
+cudaError_t load_code(const void* kernel) {
+  if (machine().code_error != cudaSuccess) return machine().code_error;
+  if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
+  const bool captures = std::any_of(streams().begin(), streams().end(), [](const auto& each) {
+    return each.second.status != cudaStreamCaptureStatusNone;
+  });
+  const std::lock_guard<std::mutex> lock(loaded().mutex);
+  const std::pair<const void*, int> code = {kernel, current_device()};
+  if (captures && !machine().loads_in_capture && loaded().codes.count(code) == 0) {
+    return cudaErrorStreamCaptureUnsupported;
+  }
+  loaded().codes.insert(code);
+  return cudaSuccess;
+}
+
+void forget_code() { loaded().codes.clear(); }
 
 void forget_last_error() {
   last_error = cudaSuccess;
@@ -93,6 +125,7 @@ void reset() {
   forget_launches();
   forget_graphs();
   forget_streams();
+  forget_code();
   forget_regions();
   forget_last_error();
 }
@@ -204,9 +237,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel,
                                                           int block_size, size_t) {
   if (machine().device_error != cudaSuccess) return note(machine().device_error);
-  if (machine().code_error != cudaSuccess) return note(machine().code_error);
-  if (kernel == nullptr) return note(cudaErrorInvalidDeviceFunction);
   if (blocks == nullptr || block_size <= 0) return note(cudaErrorInvalidValue);
+  const cudaError_t loaded = emulator::runtime::load_code(kernel);
+  if (loaded != cudaSuccess) return note(loaded);
   const bool fits = block_size <= emulator::runtime::kMaxBlockSize;
   *blocks = fits ? machine().blocks_per_multiprocessor : 0;
   return cudaSuccess;
@@ -221,9 +254,9 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   if (machine().device_error != cudaSuccess) return note(machine().device_error);
-  if (machine().code_error != cudaSuccess) return note(machine().code_error);
   if (attributes == nullptr) return note(cudaErrorInvalidValue);
-  if (kernel == nullptr) return note(cudaErrorInvalidDeviceFunction);
+  const cudaError_t loaded = emulator::runtime::load_code(kernel);
+  if (loaded != cudaSuccess) return note(loaded);
   *attributes = {};
   attributes->maxThreadsPerBlock = emulator::runtime::kMaxBlockSize;
   attributes->numRegs = 32;
