@@ -182,6 +182,10 @@ class Emulated:
         """Return the device that is current."""
         return self._call("current_device")
 
+    def has_context(self, device: int) -> bool:
+        """Say whether anything has used a device, which costs memory there."""
+        return self._call("has_context", device) != 0
+
     def use_device(self, device: int) -> None:
         """Make a device current."""
         self._call("use_device", device)

@@ -62,14 +62,26 @@ def parameters(grads: Iterable[Tensor | None]) -> list[Tensor]:
     return [parameter(grad) for grad in grads]
 
 
-def assert_clipped(
+def assert_scaled(
     held: Sequence[Tensor], grads: Sequence[Tensor], max_norm: float, norm: Tensor
 ) -> None:
-    """Check that parameters hold ``grads`` scaled by the coefficient of the returned norm."""
+    """Check that parameters hold ``grads`` scaled by the coefficient of a norm."""
     coef = oracle.clip_coef(max_norm, norm)
     for p, grad in zip(held, grads, strict=True):
         assert p.grad is not None
-        assert oracle.equal(p.grad, oracle.scaled(grad, coef))
+        assert oracle.equal(p.grad.cpu(), oracle.scaled(grad, coef))
+
+
+def assert_clipped(
+    held: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    max_norm: float,
+    norm: Tensor,
+    norm_type: float = 2.0,
+) -> None:
+    """Check a clip of ``grads``, which are on the CPU: the norm that it returned, and the scale."""
+    assert oracle.is_norm(norm.item(), oracle.total_norm(grads, norm_type), norm.dtype)
+    assert_scaled(held, grads, max_norm, norm.cpu())
 
 
 def copies(grads: Sequence[Tensor]) -> list[Tensor]:

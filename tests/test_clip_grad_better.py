@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from samples import (
-    assert_clipped,
+    assert_scaled,
     copies,
     gradient,
     parameter,
@@ -43,7 +43,7 @@ def test_sixteen_bit_gradients_have_a_float32_norm(backend: str | None, dtype: t
     norm = fastclip.clip_grad_norm_(held, 1.0, backend=backend)
     assert norm.dtype == torch.float32
     assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), torch.float32)
-    assert_clipped(held, grads, 1.0, norm)
+    assert_scaled(held, grads, 1.0, norm)
 
 
 def test_dtype_chooses_the_norms_dtype(backend: str | None) -> None:
@@ -62,7 +62,7 @@ def test_float16_norm_does_not_overflow(backend: str | None) -> None:
     held = parameters(copies(grads))
     norm = fastclip.clip_grad_norm_(held, 1e4, backend=backend)
     assert norm.item() == 1e5
-    assert_clipped(held, grads, 1e4, norm)
+    assert_scaled(held, grads, 1e4, norm)
 
 
 @pytest.mark.parametrize("norm_type", (1.0, 2.0, math.inf))
@@ -75,7 +75,7 @@ def test_no_finite_norm_overflows_or_vanishes(
     held = parameters(copies(grads))
     norm = fastclip.clip_grad_norm_(held, 1.0, norm_type, backend=backend)
     assert oracle.is_norm(norm.item(), oracle.total_norm(grads, norm_type), torch.float32)
-    assert_clipped(held, grads, 1.0, norm)
+    assert_scaled(held, grads, 1.0, norm)
 
 
 def test_nothing_is_written_when_nothing_is_clipped(backend: str | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import (
     FLOAT_DTYPES,
-    assert_clipped,
+    assert_scaled,
     copies,
     dense_gradients,
     gradient,
@@ -33,12 +33,12 @@ def test_clip_returns_the_norm_before_and_scales_by_the_coefficient(
     expected_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     assert (norm.dtype, norm.dim(), norm.requires_grad) == (expected_dtype, 0, False)
     assert oracle.is_norm(norm.item(), oracle.total_norm(grads, norm_type), norm.dtype)
-    assert_clipped(held, grads, max_norm, norm)
+    assert_scaled(held, grads, max_norm, norm)
     again = fastclip.get_total_norm(grads, norm_type, backend=backend)
     assert torch.equal(norm, again)
     split = parameters(copies(grads))
     fastclip.clip_grads_with_norm_(split, max_norm, again, backend=backend)
-    assert_clipped(split, grads, max_norm, norm)
+    assert_scaled(split, grads, max_norm, norm)
 
 
 @pytest.mark.parametrize("max_norm", (0.1, 1.0, 1 / 3, 7e-5))
@@ -61,7 +61,7 @@ def test_mixed_dtypes_take_float64_only_for_float64(backend: str | None) -> None
         norm = fastclip.clip_grad_norm_(held, 1.0, backend=backend)
         assert norm.dtype == dtype
         assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), dtype)
-        assert_clipped(held, grads, 1.0, norm)
+        assert_scaled(held, grads, 1.0, norm)
 
 
 @pytest.mark.parametrize("norm_type", (0.0, -1.0, -2.5, -math.inf, math.nan))
@@ -99,7 +99,7 @@ def test_zero_size_gradient_adds_nothing(backend: str | None, norm_type: float) 
     held = parameters(copies(grads))
     norm = fastclip.clip_grad_norm_(held, 1.0, norm_type, backend=backend)
     assert oracle.is_norm(norm.item(), oracle.total_norm(grads, norm_type), torch.float32)
-    assert_clipped(held, grads, 1.0, norm)
+    assert_scaled(held, grads, 1.0, norm)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
@@ -245,4 +245,4 @@ def test_norm_of_any_dtype_is_taken(any_tensor_backend: str | None, dtype: torch
     norm = torch.tensor(8).to(dtype)
     fastclip.clip_grads_with_norm_(held, 1.0, norm, backend=any_tensor_backend)
     wide = norm if dtype == torch.float64 else norm.float()
-    assert_clipped(held, [grad], 1.0, wide)
+    assert_scaled(held, [grad], 1.0, wide)

@@ -42,11 +42,17 @@ FEW = (
     *("norm_of_devices", "norm_of_constants", "max_norm_values", "inv_scale"),
     *("rescue_extremes", "rescue_threshold", "scale_sources", "clamp_limits"),
     *("count_clamp", "count_clamp_of_few", "count_scale", "count_rescue"),
-    *("table_clip", "capture_and_replay", "clip_close_to_one"),
+    *("table_clip", "capture_and_replay", "clip_close_to_one", "count_backwards"),
 )
 # Little depends on an order of threads here.
 ONCE = (
-    *("norm_of_nothing", "norm_outputs_may_be_null", "nonfinite_error", "found_inf_already"),
+    *(
+        "norm_of_unlucky_vectors",
+        "norm_of_nothing",
+        "norm_outputs_may_be_null",
+        "nonfinite_error",
+        "found_inf_already",
+    ),
     *("found_inf_without_inf", "cooperative_refused", "launch_failures", "other_device"),
     "loaded_before_capture",
     *("machine_errors", "plan_chunk_sizes", "plan_slots", "plan_huge", "offsets_beyond_32_bits"),

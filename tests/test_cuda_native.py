@@ -88,8 +88,7 @@ def test_gradients_on_several_devices_have_one_norm(
     ours = [p.grad for p in held if p.grad is not None]
     place(emulated, ours, devices)
     norm = fastclip.clip_grad_norm_(held, 0.5, norm_type, backend="native")
-    assert oracle.is_norm(float(norm), oracle.total_norm(grads, norm_type), torch.float32)
-    assert_clipped(held, grads, 0.5, norm)
+    assert_clipped(held, grads, 0.5, norm, norm_type)
     assert {launch.device for launch in emulated.launches} == {d for d in devices if d != CPU}
     assert emulated.current_device == 0
     place(emulated, ours, [CPU])
@@ -112,6 +111,24 @@ def test_the_other_functions_take_several_devices(emulated: Emulated, devices: l
     fastclip.clip_grad_value_(held, 1e-3, backend="native")
     for grad, old in zip(ours, before, strict=True):
         assert oracle.equal(grad, oracle.clamped(old, 1e-3))
+
+
+# Devices that no other test takes: what a device can run is asked once.
+@pytest.mark.parametrize("devices", ([5], [6, 8], [CPU, 9]), ids=str)
+def test_no_other_device_is_used(emulated: Emulated, devices: list[int]) -> None:
+    emulated.machine(devices=10)
+    grads = mixed_gradients()
+    held = parameters(grads)
+    place(emulated, grads, devices)
+    norm = fastclip.get_total_norm(grads, backend="native")
+    fastclip.clip_grads_with_norm_(held, 0.5, norm, backend="native")
+    fastclip.clip_grad_norm_(held, 0.1, error_if_nonfinite=True, backend="native")
+    fastclip.clip_grad_value_(held, 1e-3, backend="native")
+    clipper = fastclip.GradClipper(held, 0.5, backend="native")
+    clipper.clip_()
+    assert clipper.parameter_norms.isfinite().all()
+    assert emulated.current_device == 0
+    assert [d for d in range(10) if emulated.has_context(d)] == [d for d in devices if d != CPU]
 
 
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
@@ -150,6 +167,69 @@ def test_a_limit_on_the_gpu_is_for_gradients_there(emulated: Emulated) -> None:
     place(emulated, [held[0].grad for _ in range(1) if held[0].grad is not None], [CPU])
     with pytest.raises(emulated.module.UnsupportedError, match="max_norm is on device"):
         emulated.module.clip_grad_norm_(held, torch.tensor(1.0), 2.0, False)
+
+
+@pytest.mark.parametrize("devices", ([1], [1, 0], [CPU, 1]), ids=str)
+def test_a_limit_is_moved_to_the_gradients(emulated: Emulated, devices: list[int]) -> None:
+    emulated.machine(devices=2)
+    grads = mixed_gradients()
+    ours, again = copies(grads), copies(grads)
+    place(emulated, ours, devices)
+    place(emulated, again, devices)
+    limit = torch.tensor(0.5)
+    emulated.place(limit, 0)
+    norm = emulated.module.clip_grad_norm_(parameters(ours), limit, 2.0, False)
+    assert_clipped(parameters(ours), grads, 0.5, norm)
+    emulated.module.clip_grads_with_norm_(parameters(again), limit, norm)
+    assert_clipped(parameters(again), grads, 0.5, norm)
+
+
+def test_a_limit_on_the_gpu_needs_no_gradients(emulated: Emulated) -> None:
+    for held in ([], parameters([None])):
+        norm = emulated.module.clip_grad_norm_(held, torch.tensor(0.5), 2.0, False)
+        assert torch.equal(norm, torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("devices", ([0, 1], [CPU, 0], [0, CPU]), ids=str)
+def test_a_norm_beyond_float32_is_inf(emulated: Emulated, devices: list[int]) -> None:
+    emulated.machine(devices=2)
+    grads = [torch.full((4,), 3e38) for _ in range(2)]
+    place(emulated, grads, devices)
+    assert fastclip.get_total_norm(grads, backend="native").item() == math.inf
+    norm = fastclip.clip_grad_norm_(parameters(grads), 1.0, backend="native")
+    assert norm.item() == math.inf
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+def test_parameter_norms_are_the_callers(emulated: Emulated, norm_type: float) -> None:
+    held = parameters([gradient(50, torch.float64, seed=i) for i in range(3)])
+    clipper = fastclip.GradClipper(held, 1e9, norm_type, backend="native")
+    clipper.clip_()
+    norms = clipper.parameter_norms.clone()
+    clipper.parameter_norms.zero_()
+    assert torch.equal(clipper.parameter_norms, norms)
+
+
+class MovesAnother:
+    """A parameter whose ``.grad`` is a property that moves another gradient to the CPU."""
+
+    def __init__(self, emulated: Emulated, grads: list[Tensor]) -> None:
+        self._emulated, self._grads = emulated, grads
+
+    @property
+    def grad(self) -> Tensor:
+        place(self._emulated, self._grads, [CPU])
+        return self._grads[1]
+
+
+def test_a_grad_property_may_move_a_gradient_of_before(emulated: Emulated) -> None:
+    grads = [gradient(33, torch.float32, seed=i) for i in range(2)]
+    before = copies(grads)
+    held = [parameters(grads)[0], MovesAnother(emulated, grads)]
+    norm = emulated.module.clip_grad_norm_(held, 0.5, 2.0, False)
+    assert emulated.launches == []
+    assert_clipped(parameters(grads), before, 0.5, norm)
 
 
 @pytest.mark.parametrize("devices", ([0], [0, 1], [CPU, 0]), ids=str)
@@ -211,10 +291,34 @@ def test_a_captured_clip_replays_on_changed_gradients(emulated: Emulated) -> Non
             p.grad.copy_(grad)
         graph.replay()
         assert_clipped(held, new, 0.5, norm)
+        eager = parameters(copies(new))
+        assert torch.equal(fastclip.clip_grad_norm_(eager, 0.5, backend="native"), norm)
+        for p, q in zip(held, eager, strict=True):
+            assert p.grad is not None and q.grad is not None
+            assert torch.equal(p.grad, q.grad)
 
 
-def test_a_capture_refuses_to_read_the_norm_back(emulated: Emulated) -> None:
-    grads = mixed_gradients()
+def test_the_norms_of_a_captured_clip_are_of_the_last_replay(emulated: Emulated) -> None:
+    grads: list[Tensor | None] = [*mixed_gradients(), None]
+    held = parameters(grads)
+    clipper = fastclip.GradClipper(held, 1e9, backend="native")
+    with emulated.capture() as graph:
+        clipper.clip_()
+        with pytest.raises(RuntimeError, match="must be read outside of a CUDA graph's capture"):
+            _ = clipper.parameter_norms
+    for factor in (1.0, 3.0):
+        for grad in grads[:-1]:
+            assert grad is not None
+            grad.mul_(factor)
+        graph.replay()
+        wanted = [0.0 if p.grad is None else oracle.total_norm([p.grad], 2.0) for p in held]
+        for actual, norm in zip(clipper.parameter_norms, wanted, strict=True):
+            assert oracle.is_norm(float(actual), norm, torch.float32)
+
+
+@pytest.mark.parametrize("count", (6, 2000))
+def test_a_capture_refuses_to_read_the_norm_back(emulated: Emulated, count: int) -> None:
+    grads = [gradient(1 + i % 7, torch.float32, seed=i) for i in range(count)]
     with (
         emulated.capture() as graph,
         pytest.raises(RuntimeError, match="error_if_nonfinite must be False while a CUDA graph"),

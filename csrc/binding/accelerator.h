@@ -9,6 +9,7 @@
 #else
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -41,6 +42,10 @@ inline void* current_stream(c10::Device device) {
   return handle_of(guard, guard.getStream(device), 0);
 }
 
+// Makes a device current. torch's guard knows what the launchers cannot: to make a device current
+// again that nothing has used yet would cost it a context of hundreds of megabytes.
+using OnDevice = c10::DeviceGuard;
+
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
   return at::empty(sizes, at::device(device).dtype(type));
 }
@@ -49,6 +54,12 @@ inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device 
 // their streams, from and to the CPU it waits.
 inline at::Tensor move(const at::Tensor& tensor, c10::Device device, at::ScalarType type) {
   return tensor.to(device, type);
+}
+
+// Memory that the current stream of the device is about to use is not given to another use before.
+inline void record_use(const at::Tensor& tensor, c10::Device device) {
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  guard.recordDataPtrOnStream(tensor.storage().data_ptr(), guard.getStream(device));
 }
 
 // From pinned memory, so that nobody waits.

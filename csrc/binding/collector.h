@@ -237,13 +237,15 @@ class Collector {
     }
   }
 
-  // Python code that ran in the walk may have resized a gradient or viewed one that was read
-  // before.
+  // Python code that ran in the walk may have resized a gradient, moved it to another device or
+  // viewed one that was read before.
   void pack_again() {
+    gradients_.is_on_gpu = false;
     for (size_t i = 0; i < gradients_.entries.size(); ++i) {
       TensorEntry entry{};
       if (pack(gradients_.owners[i], &entry)) {
         gradients_.entries[i] = entry;
+        gradients_.is_on_gpu |= is_on_gpu(gradients_.tensors[i]);
       } else {
         refuse(gradients_.owners[i]);
       }

@@ -9,8 +9,9 @@
 
 namespace fastclip {
 
+// Rounded here: torch refuses a double that float32 would round to inf.
 inline at::Tensor norm_tensor(double total_norm, bool is_float64) {
-  return at::scalar_tensor(total_norm,
+  return at::scalar_tensor(is_float64 ? total_norm : static_cast<float>(total_norm),
                            at::device(at::kCPU).dtype(is_float64 ? at::kDouble : at::kFloat));
 }
 

@@ -1,5 +1,6 @@
 // The operations on lists that lie on GPUs, in whole or in part. Nothing here waits for a device,
-// except error_if_nonfinite and what goes from a GPU to a part of the list on the CPU.
+// except error_if_nonfinite and what goes between a GPU and a part of the list, or a norm, on the
+// CPU.
 #pragma once
 
 #include <cmath>
@@ -15,6 +16,8 @@ namespace fastclip {
 struct Limit {
   double value = 0;
   at::Tensor tensor;  // undefined: `value` counts
+
+  double on_host() const { return tensor.defined() ? tensor.item<double>() : value; }
 };
 
 struct NormOptions {
@@ -45,26 +48,49 @@ inline CudaSums sums_of(const Part& part, const NormOptions& options) {
   return {options.norm_type, part.partials, part.sums, nullptr, options.is_float64};
 }
 
+inline void launch_scale(const Operation& operation, const Part& part, const CudaCoefs& coefs) {
+  operation.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+    return launchers.scale(part.on_gpu, coefs, device, stream);
+  });
+}
+
+// A coefficient for every part, where the part's kernels read it. What can fail, a copy or an
+// allocation, is done for all parts before the first of them is written.
+inline std::vector<Coef> coefs_of(const std::vector<Part>& parts, const Coef& coef) {
+  std::vector<Coef> coefs;
+  for (const Part& part : parts) {
+    if (!coef.tensor.defined()) {
+      coefs.push_back(coef);
+    } else if (part.is_gpu()) {
+      coefs.push_back(
+          {accelerator::move(coef.tensor, part.device, coef.tensor.scalar_type()), coef.value});
+    } else {
+      coefs.push_back({{}, coef.on_host()});
+    }
+  }
+  return coefs;
+}
+
 // Multiplies a part: in place, except by a coefficient of 1 or more; into its targets always.
 inline void scale_part(const Operation& operation, const Part& part, const Coef& coef) {
   if (!part.is_gpu()) {
-    if (part.targets.empty()) {
-      scale_entries(part.on_cpu.list, coef.on_host());
-    } else {
-      scale_entries_into(part.on_cpu.list, part.targets, coef.on_host());
-    }
-    return;
+    if (part.targets.empty()) return scale_entries(part.on_cpu.list, coef.value);
+    return scale_entries_into(part.on_cpu.list, part.targets, coef.value);
   }
   CudaCoefs coefs{};
   coefs.value = coef.value;
-  at::Tensor here;
   if (coef.tensor.defined()) {
-    here = accelerator::move(coef.tensor, part.device, coef.tensor.scalar_type());
-    coefs.clip_coef = here.const_data_ptr();
-    coefs.is_float64 = here.scalar_type() == at::kDouble;
+    coefs.clip_coef = coef.tensor.const_data_ptr();
+    coefs.is_float64 = coef.tensor.scalar_type() == at::kDouble;
   }
-  operation.check(cuda_launchers()->scale(part.on_gpu, coefs, part.index(), part.stream),
-                  part.device);
+  launch_scale(operation, part, coefs);
+}
+
+inline void scale_parts(const Operation& operation, const Gradients& gradients,
+                        const std::vector<Part>& parts, const Coef& coef) {
+  const std::vector<Coef> coefs = coefs_of(parts, coef);
+  bump_versions(gradients);
+  for (size_t i = 0; i < parts.size(); ++i) scale_part(operation, parts[i], coefs[i]);
 }
 
 // One norm over all parts: what a call does after its list is split.
@@ -84,15 +110,15 @@ class NormOfParts {
         totals.push_back(norm_tensor(combine_entries(part.combined, options_.norm()), true));
         continue;
       }
-      check(launchers().reduce(part.on_gpu, sums_of(part, options_), part.index(), part.stream),
-            part);
-      if (is_alone) return finish(part, part.on_gpu, sums_of(part, options_), max_norm);
+      const CudaSums sums = sums_of(part, options_);
+      operation_.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+        return launchers.reduce(part.on_gpu, sums, device, stream);
+      });
+      if (is_alone) return finish(part, part.on_gpu, sums, max_norm);
       totals.push_back(accelerator::empty({}, at::kDouble, part.device));
       CudaResult result{};
       result.total = totals.back().mutable_data_ptr<double>();
-      check(launchers().finish(part.on_gpu, sums_of(part, options_), result, part.index(),
-                               part.stream),
-            part);
+      launch_finish(part, part.on_gpu, sums, result);
     }
     combine(totals, max_norm);
   }
@@ -103,14 +129,19 @@ class NormOfParts {
     at::Tensor limit;
     CudaResult result = result_on(part, &max_norm, &limit);
     result.error_if_nonfinite = options_.error_if_nonfinite;
-    check(launchers().clip(part.on_gpu, sums_of(part, options_), result, CudaMode::kChoose,
-                           part.index(), part.stream),
-          part);
+    operation_.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+      return launchers.clip(part.on_gpu, sums_of(part, options_), result, CudaMode::kChoose, device,
+                            stream);
+    });
   }
 
  private:
-  static const CudaLaunchers& launchers() { return *cuda_launchers(); }
-  void check(int status, const Part& part) const { operation_.check(status, part.device); }
+  void launch_finish(const Part& part, const CudaList& list, const CudaSums& sums,
+                     const CudaResult& result) const {
+    operation_.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+      return launchers.finish(list, sums, result, device, stream);
+    });
+  }
 
   // Where the results on a device go. `limit` keeps a tensor alive until the launch.
   CudaResult result_on(const Part& part, const Limit* max_norm, at::Tensor* limit) {
@@ -135,20 +166,18 @@ class NormOfParts {
       result_.clip_coef.tensor = accelerator::empty({}, options_.dtype(), first.device);
       result.clip_coef = result_.clip_coef.tensor.mutable_data_ptr();
     }
-    check(launchers().finish(list, sums, result, first.index(), first.stream), first);
+    launch_finish(first, list, sums, result);
   }
 
   // The parts' totals, in the order of the list, on the device of the first.
   void combine(const std::vector<at::Tensor>& totals, const Limit* max_norm) {
     const Part& first = result_.parts[0];
     if (!first.is_gpu()) return combine_on_host(totals, max_norm);
-    std::vector<at::Tensor> moved;
-    for (const at::Tensor& total : totals) {
-      moved.push_back(accelerator::move(total, first.device, at::kDouble));
-    }
-    const at::Tensor all = at::stack(moved);
+    const auto size = static_cast<int64_t>(totals.size());
+    const at::Tensor all = accelerator::empty({size}, at::kDouble, first.device);
+    for (int64_t i = 0; i < size; ++i) all.select(0, i).copy_(totals[i]);
     CudaList none{};
-    none.groups = static_cast<int32_t>(totals.size());
+    none.groups = static_cast<int32_t>(size);
     const CudaSums sums{options_.norm_type, all.mutable_data_ptr<double>(), nullptr, nullptr,
                         options_.is_float64};
     finish(first, none, sums, max_norm);
@@ -160,10 +189,8 @@ class NormOfParts {
     for (const at::Tensor& total : totals) combined = norm.combine(combined, total.item<double>());
     result_.total_norm = norm_tensor(norm.root(combined), options_.is_float64);
     if (max_norm == nullptr) return;
-    const double limit =
-        max_norm->tensor.defined() ? max_norm->tensor.item<double>() : max_norm->value;
-    result_.clip_coef.value =
-        clip_coefficient(result_.total_norm.item<double>(), limit, options_.is_float64);
+    result_.clip_coef.value = clip_coefficient(result_.total_norm.item<double>(),
+                                               max_norm->on_host(), options_.is_float64);
   }
 
   Operation operation_;
@@ -197,8 +224,8 @@ inline void check_finite(const Operation& operation, const Gradients& gradients,
 // A graph that is captured runs later: nothing can be read back.
 inline void check_not_capturing(const Operation& operation, const std::vector<Part>& parts) {
   for (const Part& part : parts) {
-    TORCH_CHECK(!part.is_gpu() || !cuda_launchers()->is_capturing(part.index(), part.stream),
-                operation.name, ": error_if_nonfinite must be False while a CUDA graph is captured",
+    TORCH_CHECK(!part.is_capturing(), operation.name,
+                ": error_if_nonfinite must be False while a CUDA graph is captured",
                 " (the norm would have to be read back)");
   }
 }
@@ -208,8 +235,9 @@ inline at::Tensor clip_on_gpu(const Operation& operation, const Gradients& gradi
                               const Limit& max_norm, const NormOptions& options,
                               std::optional<GpuNorm>* kept) {
   const WithoutGil without_gil(gradients);
-  GpuNorm result{split_by_device(operation, gradients, true), {}, {}};
+  GpuNorm result{parts_of(gradients, true), {}, {}};
   if (options.error_if_nonfinite) check_not_capturing(operation, result.parts);
+  write_tables(operation, result.parts);
   NormOfParts norm(operation, options, &result);
   const bool is_alone = result.parts.size() == 1;
   if (is_alone) {
@@ -219,9 +247,10 @@ inline at::Tensor clip_on_gpu(const Operation& operation, const Gradients& gradi
   }
   GpuNorm& done = kept->emplace(std::move(result));
   if (options.error_if_nonfinite) check_finite(operation, gradients, done.total_norm);
-  bump_versions(gradients);
-  if (!is_alone) {
-    for (const Part& part : done.parts) scale_part(operation, part, done.clip_coef);
+  if (is_alone) {
+    bump_versions(gradients);
+  } else {
+    scale_parts(operation, gradients, done.parts, done.clip_coef);
   }
   return done.total_norm;
 }
@@ -229,8 +258,9 @@ inline at::Tensor clip_on_gpu(const Operation& operation, const Gradients& gradi
 inline at::Tensor norm_on_gpu(const Operation& operation, const Gradients& gradients,
                               const NormOptions& options) {
   const WithoutGil without_gil(gradients);
-  GpuNorm result{split_by_device(operation, gradients, true), {}, {}};
+  GpuNorm result{parts_of(gradients, true), {}, {}};
   if (options.error_if_nonfinite) check_not_capturing(operation, result.parts);
+  write_tables(operation, result.parts);
   NormOfParts(operation, options, &result).reduce(nullptr);
   if (options.error_if_nonfinite) check_finite(operation, gradients, result.total_norm);
   return result.total_norm;
@@ -244,28 +274,29 @@ inline void scale_on_gpu(const Operation& operation, const Gradients& gradients,
   const std::vector<Part> parts = split_by_device(operation, gradients, false);
   const bool is_float64 = total_norm.scalar_type() == at::kDouble;
   const at::ScalarType type = is_float64 ? at::kDouble : at::kFloat;
+  std::vector<CudaCoefs> coefs(parts.size());
+  std::vector<at::Tensor> held;  // until the launches
+  const auto data_on = [&](const at::Tensor& tensor, const Part& part) {
+    return held.emplace_back(accelerator::move(tensor, part.device, type)).const_data_ptr();
+  };
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const bool is_limit_on_gpu = max_norm.tensor.defined();
+    if (parts[i].is_gpu() && (is_norm_on_gpu || is_limit_on_gpu)) {
+      coefs[i].total_norm = data_on(total_norm, parts[i]);
+      if (is_limit_on_gpu) coefs[i].max_norm_tensor = data_on(max_norm.tensor, parts[i]);
+      coefs[i].value = max_norm.value;
+      coefs[i].is_float64 = is_float64;
+    } else {
+      coefs[i].value = clip_coefficient(total_norm.item<double>(), max_norm.on_host(), is_float64);
+    }
+  }
   bump_versions(gradients);
-  for (const Part& part : parts) {
-    const bool is_on_host = !part.is_gpu() || (!is_norm_on_gpu && !max_norm.tensor.defined());
-    if (is_on_host) {
-      const double limit =
-          max_norm.tensor.defined() ? max_norm.tensor.item<double>() : max_norm.value;
-      const Coef coef{{}, clip_coefficient(total_norm.item<double>(), limit, is_float64)};
-      scale_part(operation, part, coef);
-      continue;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].is_gpu()) {
+      launch_scale(operation, parts[i], coefs[i]);
+    } else {
+      scale_entries(parts[i].on_cpu.list, coefs[i].value);
     }
-    const at::Tensor norm = accelerator::move(total_norm, part.device, type);
-    at::Tensor limit;
-    CudaCoefs coefs{};
-    coefs.total_norm = norm.const_data_ptr();
-    coefs.value = max_norm.value;
-    coefs.is_float64 = is_float64;
-    if (max_norm.tensor.defined()) {
-      limit = accelerator::move(max_norm.tensor, part.device, type);
-      coefs.max_norm_tensor = limit.const_data_ptr();
-    }
-    operation.check(cuda_launchers()->scale(part.on_gpu, coefs, part.index(), part.stream),
-                    part.device);
   }
 }
 
@@ -286,22 +317,27 @@ inline void clamp_on_gpu(const Operation& operation, const Gradients& gradients,
     if (!part.is_gpu()) {
       clamp_entries(part.on_cpu.list, clip_value);
     } else {
-      operation.check(cuda_launchers()->clamp(part.on_gpu, clip_value, part.index(), part.stream),
-                      part.device);
+      operation.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+        return launchers.clamp(part.on_gpu, clip_value, device, stream);
+      });
     }
   }
 }
 
-// Every norm's root where the sums lie, in the order of the parts, on the first part's device.
+// Every norm's root where the sums lie, in the order of the parts, on the first part's device: new
+// memory, for the caller to change. The caller's stream may be another than the clip's.
 inline at::Tensor roots_of(const GpuNorm& norm, const NormOptions& options) {
   std::vector<at::Tensor> roots;
   const c10::Device first = norm.parts[0].device;
   for (const Part& part : norm.parts) {
     at::Tensor sums = part.is_gpu() ? part.sums_tensor() : at::tensor(part.combined, at::kDouble);
+    if (part.is_gpu()) accelerator::record_use(part.memory, part.device);
     if (options.norm_type == 2) {
       sums = sums.sqrt();
     } else if (options.norm_type != 1 && !std::isinf(options.norm_type)) {
       sums = sums.pow(1.0 / options.norm_type);
+    } else if (part.is_gpu()) {
+      sums = sums.clone();
     }
     roots.push_back(accelerator::move(sums, first, options.dtype()));
   }

@@ -23,6 +23,7 @@ inline bool is_gpu_tensor(const at::Tensor& tensor) {
 // A tensor is taken on a GPU, for gradients of which at least one is on a GPU.
 inline Limit limit_of(const MaxNorm& max_norm, const Gradients& gradients) {
   if (const double* const value = std::get_if<double>(&max_norm)) return {*value, {}};
+  if (gradients.entries.empty()) return {};  // nothing to limit
   const at::Tensor& tensor = std::get<at::Tensor>(max_norm);
   DType dtype;
   if (!gradients.is_on_gpu || !is_gpu_tensor(tensor) || tensor.dim() != 0 ||
@@ -83,7 +84,11 @@ class ParameterList {
   at::Tensor parameter_norms() const {
     TORCH_CHECK(last_ != nullptr, "ParameterList: parameter_norms needs a clip first");
     const KeepDenormals keep_denormals;
-    if (last_->on_gpu) return gpu_norms(*last_);
+    if (last_->on_gpu) {
+      const std::shared_ptr<const Clipped> last = last_;  // another thread may clip meanwhile
+      const py::gil_scoped_release without_gil;
+      return gpu_norms(*last);
+    }
     return last_->options.is_float64 ? cpu_norms<double>(*last_, at::kDouble)
                                      : cpu_norms<float>(*last_, at::kFloat);
   }
@@ -133,6 +138,10 @@ class ParameterList {
       is_in_order &= places.back() == static_cast<int64_t>(places.size()) - 1;
     }
     if (is_in_order && static_cast<int64_t>(places.size()) == entries) return roots;
+    for (const Part& part : last.on_gpu->parts) {
+      TORCH_CHECK(!part.is_capturing(), "GradClipper: parameter_norms must be read outside of a ",
+                  "CUDA graph's capture where parameters have no gradient, or share one");
+    }
     const c10::Device device = last.on_gpu->parts[0].device;
     const at::Tensor index = accelerator::upload(at::tensor(places, at::kLong), device);
     return at::cat({roots, at::zeros({1}, roots.options())}).index_select(0, index);

@@ -34,6 +34,12 @@ struct Part {
   // What to call as a device's number.
   int index() const { return device.index(); }
 
+  bool is_capturing() const {
+    if (!is_gpu()) return false;
+    const accelerator::OnDevice on_device(device);
+    return cuda_launchers()->is_capturing(index(), accelerator::current_stream(device));
+  }
+
   // One combined value per entry, before the root.
   at::Tensor sums_tensor() const {
     const int64_t begin = reinterpret_cast<char*>(sums) - static_cast<char*>(memory.data_ptr());
@@ -46,11 +52,16 @@ struct Part {
 struct Operation {
   const char* name;
 
-  void check(int status, c10::Device device) const {
-    if (status == 0) return;
+  // Calls body(launchers, device's number, stream) with the part's device current, and throws if
+  // the status that it returns is an error.
+  template <typename Body>
+  void launch(const Part& part, Body body) const {
     const CudaLaunchers& launchers = *cuda_launchers();
-    TORCH_CHECK(false, name, ": a launch on device ", device, " failed: ", launchers.name(status),
-                " (", launchers.reason(status), "); ", launchers.advice(status));
+    const accelerator::OnDevice on_device(part.device);
+    const int status = body(launchers, part.index(), part.stream);
+    TORCH_CHECK(status == 0, name, ": a launch on device ", part.device,
+                " failed: ", launchers.name(status), " (", launchers.reason(status), "); ",
+                launchers.advice(status));
   }
 };
 
@@ -74,6 +85,7 @@ inline std::string why_device_cannot(c10::Device device) {
 // Plans a GPU's part and allocates what it needs.
 inline void prepare_gpu(Part* part, bool has_sums) {
   const CudaLaunchers& launchers = *cuda_launchers();
+  const accelerator::OnDevice on_device(part->device);
   if (const std::string reason = why_device_cannot(part->device); !reason.empty()) {
     throw Unsupported{{reason}};
   }
@@ -93,9 +105,9 @@ inline void prepare_gpu(Part* part, bool has_sums) {
   part->sums = reinterpret_cast<double*>(data + table + partials);
 }
 
-// Splits the list. All memory is allocated here, before anything is launched.
-inline std::vector<Part> split_by_device(const Operation& operation, const Gradients& gradients,
-                                         bool has_sums, const std::vector<char*>& targets = {}) {
+// Splits the list and allocates what its kernels write; nothing is launched.
+inline std::vector<Part> parts_of(const Gradients& gradients, bool has_sums,
+                                  const std::vector<char*>& targets = {}) {
   std::vector<Part> parts;
   for (size_t i = 0; i < gradients.entries.size(); ++i) {
     const c10::Device device = gradients.device_of(i);
@@ -113,11 +125,23 @@ inline std::vector<Part> split_by_device(const Operation& operation, const Gradi
       part.on_cpu = pack_for_cpu(&part.entries);
     }
   }
+  return parts;
+}
+
+inline void write_tables(const Operation& operation, const std::vector<Part>& parts) {
   for (const Part& part : parts) {
     if (part.on_gpu.table_bytes == 0) continue;
-    operation.check(cuda_launchers()->write_table(part.on_gpu, part.index(), part.stream),
-                    part.device);
+    operation.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+      return launchers.write_table(part.on_gpu, device, stream);
+    });
   }
+}
+
+// Parts that are ready for their launches.
+inline std::vector<Part> split_by_device(const Operation& operation, const Gradients& gradients,
+                                         bool has_sums, const std::vector<char*>& targets = {}) {
+  std::vector<Part> parts = parts_of(gradients, has_sums, targets);
+  write_tables(operation, parts);
   return parts;
 }
 

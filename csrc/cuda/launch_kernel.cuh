@@ -10,6 +10,8 @@
 
 namespace fastclip::device {
 
+static_assert(sizeof(Shape) + sizeof(CudaSums) + sizeof(CudaResult) <= kArguments);
+
 constexpr int kMinBlocks = 4;  // on a multiprocessor; with kLoads that makes 64 KiB in flight
 
 struct Grid {

@@ -37,8 +37,8 @@ bool may_cooperate(int device, cudaStream_t stream);
 // Kernel arguments of 4 KB work on every driver, those of 32,764 bytes from 12.1 on.
 bool takes_long_arguments();
 
-// What a launch returned. A failed one leaves its error for cudaGetLastError, where torch would
-// find it: it is taken from there.
+// What a call returned. A failed one also leaves its error for cudaGetLastError, where the next to
+// ask would take it for its own: it is taken from there.
 cudaError_t take_error(cudaError_t status);
 
 CudaList plan_list(TensorEntry* entries, int64_t size, char* const* targets);

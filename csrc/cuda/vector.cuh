@@ -17,7 +17,7 @@ namespace fastclip::device {
 constexpr int kLoads = 4;
 
 // Explicit ld.global and st.global: an address that comes from a table is generic to the compiler.
-// .cg keeps gradients out of L1: no block reads one twice while L1 could still hold it.
+// .cg keeps gradients out of L1, which is too small to hold a chunk until it is read again.
 __device__ inline uint4 load_vector(const char* address) {
   return __ldcg(reinterpret_cast<const uint4*>(address));
 }

@@ -20,6 +20,7 @@ void clip_close_to_one(Run& run);
 void norm_alone(Run& run);
 void norm_of_devices(Run& run);
 void norm_of_constants(Run& run);
+void norm_of_unlucky_vectors(Run& run);
 void norm_of_nothing(Run& run);
 void norm_outputs_may_be_null(Run& run);
 
@@ -55,6 +56,7 @@ void count_clamp(Run& run);
 void count_clamp_of_few(Run& run);
 void count_scale(Run& run);
 void count_rescue(Run& run);
+void count_backwards(Run& run);
 
 // table_cases.cpp
 void table_lengths(Run& run);

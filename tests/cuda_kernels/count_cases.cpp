@@ -101,7 +101,7 @@ void count_rescue(Run& run) {
   const std::vector<TensorSpec> specs = {{dtype, 48}, {dtype, 5000}, {dtype, 0}, {dtype, 2104}};
   Request request;
   request.max_norm = kInf;
-  for (const double value : {0.0, 0x1p-49, 0x1p60, 1e-30}) {
+  for (const double value : {0.0, -0.0, 0x1p-49, 0x1p60, 1e-30}) {
     const Gradients gradients(run, specs, {[&](Random&, int, int64_t i) {
                                 return i % 9 == 0 ? value : value * 0x1p-40;
                               }});
@@ -109,6 +109,27 @@ void count_rescue(Run& run) {
     const int64_t times = value == 1e-30 ? 2 : 1;
     run.expect<int64_t>("bytes read, values of " + std::to_string(value), gradients.traffic().read,
                         times * gradients.bytes());
+  }
+}
+
+// What was read last is written first: it is the likeliest to be in a cache still.
+void count_backwards(Run& run) {
+  const DType dtype = kAllDTypes[run.seed() % kDTypes];
+  // Less than 64 KiB: one block works on all of it.
+  const int64_t count = 12'000 / element_size(dtype);
+  const std::vector<TensorSpec> specs(5, {dtype, count});
+  for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {
+    Gradients gradients(run, specs);
+    Request request;
+    request.max_norm = 0.75;
+    request.mode = mode;
+    clip(run, gradients.list, request);
+    for (int tensor = 1; tensor < gradients.size(); ++tensor) {
+      const emulator::Traffic before = gradients.traffic(tensor - 1);
+      const emulator::Traffic after = gradients.traffic(tensor);
+      run.expect_true(before.first_read < after.first_read, "not read in the order of the list");
+      run.expect_true(before.first_write > after.first_write, "not written in the reverse order");
+    }
   }
 }
 

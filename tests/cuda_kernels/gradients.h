@@ -91,6 +91,9 @@ class Gradients {
 
   // As the emulator counted them, for all tensors; targets apart.
   emulator::Traffic traffic() const { return traffic_of(memory_); }
+  emulator::Traffic traffic(int tensor) const {
+    return emulator::traffic(memory_[static_cast<size_t>(tensor)]->as<void>());
+  }
   emulator::Traffic target_traffic() const { return traffic_of(target_memory_); }
 
   void expect_unchanged(const std::string& what) const;

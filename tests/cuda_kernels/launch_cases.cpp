@@ -57,6 +57,12 @@ void cooperative_refused(Run& run) {
     expect_choice(run, gradients, cuda().name(error), 3, 1);
     expect_refusal(run, gradients, CudaMode::kFused, error);
   }
+  emulator::machine().cooperative_error = cudaSuccess;
+  // As for the default stream while another one is captured: one may not ask.
+  emulator::machine().capture_error = cudaErrorStreamCaptureImplicit;
+  run.expect_true(cuda().is_capturing(0, nullptr), "a doubt counts as no capture");
+  expect_choice(run, gradients, "in doubt", 2, 0);
+  emulator::machine().capture_error = cudaSuccess;
   // Any other error may mean that something is broken: no second try.
   emulator::machine().cooperative_error = cudaErrorLaunchOutOfResources;
   expect_refusal(run, gradients, CudaMode::kChoose, cudaErrorLaunchOutOfResources);

@@ -81,6 +81,27 @@ void norm_of_constants(Run& run) {
   }
 }
 
+// Vectors of four whose rounding errors are the worst that a search has found, in every chunk: a
+// sum of float32 squares that are rounded is off by 2.4 x 2^-24 on the first, one of four squares
+// that are added in a row by 2.9 x 2^-24 on the second.
+void norm_of_unlucky_vectors(Run& run) {
+  constexpr double kVectors[2][4] = {
+      {0x1.03966ep+0, 0x1.043e78p+0, 0x1.03edb4p+0, 0x1.03286ep+0},
+      {1, 0x1.fcp-13, 0x1.fcp-13, 0x1.fcp-13},
+  };
+  Request request;
+  request.is_float64 = true;  // total_norm without a rounding of its own
+  const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+  for (const DType dtype : dtypes) {
+    for (const auto& vector : kVectors) {
+      const Gradients gradients(run, {{dtype, 40'000}, {dtype, 320}},
+                                {[&](Random&, int, int64_t i) { return vector[i % 4]; }, true});
+      expect_norm(run, "vectors of " + std::to_string(vector[1]), gradients, request,
+                  norm(run, gradients.list, request));
+    }
+  }
+}
+
 void norm_of_nothing(Run& run) {
   const std::vector<TensorSpec> lists[] = {
       {},

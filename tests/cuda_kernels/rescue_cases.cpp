@@ -41,6 +41,9 @@ void rescue_extremes(Run& run) {
     expect_norm_of(run, "random, 10^" + name, dtype,
                    [=](Random& random, int, int64_t) { return value * (random.uniform() - 0.5); });
   }
+  // The one element that is not zero lies in the share of a later warp.
+  expect_norm_of(run, "one alone", dtype,
+                 [](Random&, int, int64_t index) { return index == 1200 ? 1e-30 : 0.0; });
   // Tensors of every magnitude side by side.
   expect_norm_of(run, "mixed", dtype, [](Random& random, int tensor, int64_t) {
     constexpr double kMagnitudes[] = {1e-30, 1, 1e-42, 1e-20};

@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "binding/accelerator.h"
 #include "emulator.h"
 #include "launch.h"
 #include "launch_cuda.h"
@@ -39,6 +41,12 @@ std::vector<at::Tensor>& kept() {
   static std::vector<at::Tensor> tensors;
   return tensors;
 }
+
+// The binding's own memory that is watched. A tensor may outlive a reset, which forgets it.
+std::set<const void*>& watched() {
+  static std::set<const void*> known;
+  return known;
+}
 bool& is_capturing() {
   static bool value = false;
   return value;
@@ -55,11 +63,33 @@ int place_of(const void* data) {
   return found == places().end() ? 0 : found->second;
 }
 
-void keep(const at::Tensor& tensor, int device) {
-  if (is_capturing() || is_counting()) kept().push_back(tensor);
-  if (is_counting() && tensor.nbytes() > 0) {
-    emulator::watch("workspace", tensor.mutable_data_ptr(), tensor.nbytes(), {false, device});
+at::Tensor place(const at::Tensor& tensor, int device) {
+  void* const data = tensor.mutable_data_ptr();
+  // With one device there is nothing to confuse, and what is watched is slow.
+  if (tensor.nbytes() == 0 || (emulator::machine().devices == 1 && !is_counting())) {
+    if (is_capturing()) kept().push_back(tensor);
+    return tensor;
   }
+  places()[data] = device;
+  if (device != kOnCpu) {
+    emulator::watch("workspace", data, tensor.nbytes(), {false, device});
+    watched().insert(data);
+  }
+  const auto forget = [tensor](void* gone) {
+    if (watched().erase(gone) > 0) emulator::unwatch(gone);
+    places().erase(gone);
+  };
+  const at::Tensor placed = at::from_blob(data, tensor.sizes(), forget, tensor.options());
+  if (is_capturing() || is_counting()) kept().push_back(placed);
+  return placed;
+}
+
+void make_current(int device) { emulator::make_current(device); }
+
+int current() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return device;
 }
 
 void* stream_of(int device) {
@@ -74,10 +104,11 @@ void* stream_of(int device) {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void emulated_reset() {
+  fastclip::accelerator::watched().clear();
   emulator::reset();
+  fastclip::accelerator::kept().clear();
   fastclip::accelerator::places().clear();
   fastclip::accelerator::streams().clear();
-  fastclip::accelerator::kept().clear();
   fastclip::accelerator::is_capturing() = false;
   fastclip::accelerator::is_counting() = false;
 }
@@ -180,4 +211,5 @@ EXPORT int emulated_current_device() {
   return device;
 }
 EXPORT void emulated_use_device(int device) { cudaSetDevice(device); }
+EXPORT int emulated_has_context(int device) { return emulator::has_context(device) ? 1 : 0; }
 EXPORT int emulated_default_driver() { return emulator::machine().driver_version; }

@@ -10,7 +10,23 @@ constexpr int kOnCpu = -1;
 // The number of the device that memory belongs to: 0, or what tests said (controls.cpp).
 int place_of(const void* data);
 void* stream_of(int device);
-void keep(const at::Tensor& tensor, int device);
+// Says that the tensor is on a device and returns it: it is watched, where that matters, as long as
+// it lives.
+at::Tensor place(const at::Tensor& tensor, int device);
+// As torch's guard: a device that nothing has used yet becomes current again and stays unused.
+void make_current(int device);
+int current();
+
+class OnDevice {
+ public:
+  explicit OnDevice(c10::Device device) : saved_(current()) { make_current(device.index()); }
+  ~OnDevice() { make_current(saved_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int saved_;
+};
 
 inline const void* storage_of(const c10::TensorImpl* tensor) {
   const c10::Storage& storage = tensor->unsafe_storage();
@@ -31,14 +47,20 @@ inline void* current_stream(c10::Device device) { return stream_of(device.index(
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
   at::Tensor tensor = at::empty(sizes, at::device(at::kCPU).dtype(type));
   __builtin_memset(tensor.mutable_data_ptr(), 0xFF, tensor.nbytes());
-  keep(tensor, device.index());
-  return tensor;
+  return place(tensor, device.index());
 }
 
-inline at::Tensor move(const at::Tensor& tensor, c10::Device, at::ScalarType type) {
-  return tensor.to(type);
+inline at::Tensor move(const at::Tensor& tensor, c10::Device device, at::ScalarType type) {
+  const int target = device.is_cpu() ? kOnCpu : static_cast<int>(device.index());
+  const bool is_there = place_of(storage_of(tensor.unsafeGetTensorImpl())) == target;
+  if (is_there && tensor.scalar_type() == type) return tensor;
+  return place(tensor.to(type, /*non_blocking=*/false, /*copy=*/true), target);
 }
 
-inline at::Tensor upload(const at::Tensor& tensor, c10::Device) { return tensor; }
+inline void record_use(const at::Tensor&, c10::Device) {}
+
+inline at::Tensor upload(const at::Tensor& tensor, c10::Device device) {
+  return place(tensor.clone(), device.index());
+}
 
 }  // namespace fastclip::accelerator

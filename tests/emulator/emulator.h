@@ -30,12 +30,19 @@ struct Machine {
   cudaError_t cooperative_error = cudaSuccess;
   // Unless cudaSuccess, what cudaFuncGetAttributes returns: cudaErrorNoKernelImageForDevice.
   cudaError_t code_error = cudaSuccess;
+  // Unless cudaSuccess, what cudaStreamIsCapturing returns: cudaErrorStreamCaptureImplicit.
+  cudaError_t capture_error = cudaSuccess;
   // If not, the first launch of a kernel on a device, or question about it, fails while any stream
   // captures: a kernel's code is loaded when it is first needed.
   bool loads_in_capture = true;
 };
 
 Machine& machine();
+
+// Whether the device was used: cudaSetDevice and launches cost a device the memory of a context.
+bool has_context(int device);
+// Makes a device current and does not use it, as torch does where nothing has used it yet.
+void make_current(int device);
 
 // The n-th launch from now (1: the next) returns `error` and runs nothing.
 void fail_launch(int n, cudaError_t error);
@@ -145,6 +152,9 @@ struct Traffic {
   uint64_t written = 0;
   uint64_t unique_read = 0;
   uint64_t unique_written = 0;
+  // When: a number that grows with every access to watched memory; 0 for never.
+  uint64_t first_read = 0;
+  uint64_t first_write = 0;
 };
 
 // `data` stays the caller's. Regions may not overlap.

@@ -43,6 +43,8 @@ constexpr ErrorText kErrors[] = {
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
      "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
     {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
      "operation failed due to a previous error during capture"},
     {cudaErrorUnknown, "cudaErrorUnknown", "unknown error"},
@@ -64,6 +66,22 @@ struct Loaded {
 Loaded& loaded() {
   static auto* const only = new Loaded;
   return *only;
+}
+
+// Devices that were used. A launch comes to the one that is current.
+struct Contexts {
+  std::mutex mutex;
+  std::set<int> devices;
+};
+
+Contexts& contexts() {
+  static auto* const only = new Contexts;
+  return *only;
+}
+
+void use(int device) {
+  const std::lock_guard<std::mutex> lock(contexts().mutex);
+  contexts().devices.insert(device);
 }
 
 }  // namespace
@@ -94,10 +112,14 @@ cudaError_t load_code(const void* kernel) {
     return cudaErrorStreamCaptureUnsupported;
   }
   loaded().codes.insert(code);
+  use(current_device());
   return cudaSuccess;
 }
 
-void forget_code() { loaded().codes.clear(); }
+void forget_devices() {
+  loaded().codes.clear();
+  contexts().devices.clear();
+}
 
 void forget_last_error() {
   last_error = cudaSuccess;
@@ -125,10 +147,17 @@ void reset() {
   forget_launches();
   forget_graphs();
   forget_streams();
-  forget_code();
+  forget_devices();
   forget_regions();
   forget_last_error();
 }
+
+bool has_context(int device) {
+  const std::lock_guard<std::mutex> lock(contexts().mutex);
+  return contexts().devices.count(device) > 0;
+}
+
+void make_current(int device) { this_device = device; }
 
 cudaStream_t make_stream(int device) {
   static uintptr_t next = 0x1000;
@@ -203,6 +232,7 @@ cudaError_t cudaSetDevice(int device) {
   if (machine().device_error != cudaSuccess) return note(machine().device_error);
   if (device < 0 || device >= machine().devices) return note(cudaErrorInvalidDevice);
   emulator::runtime::this_device = device;
+  emulator::runtime::use(device);
   return cudaSuccess;
 }
 
@@ -277,6 +307,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   if (machine().device_error != cudaSuccess) return note(machine().device_error);
+  if (machine().capture_error != cudaSuccess) return note(machine().capture_error);
   if (status == nullptr) return note(cudaErrorInvalidValue);
   const auto* const known = emulator::runtime::find_stream(stream);
   *status = known != nullptr ? known->status : cudaStreamCaptureStatusNone;

@@ -21,7 +21,7 @@ Stream* find_stream(cudaStream_t stream);
 int device_of(const void* address);
 // The kernel's code, on the current device from here on. An error where that may not be.
 cudaError_t load_code(const void* kernel);
-void forget_code();
+void forget_devices();
 void forget_regions();
 // Accesses are observed while there is watched memory, and in strict mode.
 void decide_watching();

@@ -58,6 +58,8 @@ struct Region {
   ByteSet seen_written;
   uint64_t read = 0;
   uint64_t written = 0;
+  uint64_t first_read = 0;
+  uint64_t first_write = 0;
 
   Region(const std::string& label, const void* data, size_t size, RegionOptions choices)
       : name(label),
@@ -78,6 +80,7 @@ std::vector<Region*>& regions() {
   return *only;
 }
 
+uint64_t accesses = 0;     // to watched memory, of any launch
 Region* latest = nullptr;  // that an access met: the next one is likely to meet it, too
 
 size_t index_after(uintptr_t address) {
@@ -221,7 +224,9 @@ void observe(const volatile void* address, size_t bytes, size_t alignment, Acces
          ACCESS_VALUES(what), first, region->name.c_str(), region->options.device,
          run().grid.device);
   }
+  ++accesses;
   if (access != Access::kWrite) {
+    if (region->read == 0) region->first_read = accesses;
     region->read += bytes;
     region->seen_read.add(first, bytes);
   }
@@ -230,6 +235,7 @@ void observe(const volatile void* address, size_t bytes, size_t alignment, Acces
     fail(Fault::kReadOnly, place, ACCESS_FORMAT ", byte %zu of %s, which is read-only",
          ACCESS_VALUES(what), first, region->name.c_str());
   }
+  if (region->written == 0) region->first_write = accesses;
   region->written += bytes;
   region->seen_written.add(first, bytes);
 }
@@ -264,12 +270,15 @@ bool free(void* data) { return free_region(region_at(data)); }
 
 Traffic traffic(const void* data) {
   const Region& region = *region_at(data);
-  return {region.read, region.written, region.seen_read.count(), region.seen_written.count()};
+  return {
+      region.read,       region.written,    region.seen_read.count(), region.seen_written.count(),
+      region.first_read, region.first_write};
 }
 
 void clear_traffic() {
   for (Region* const region : regions()) {
     region->read = region->written = 0;
+    region->first_read = region->first_write = 0;
     region->seen_read.clear();
     region->seen_written.clear();
   }
