@@ -123,7 +123,7 @@ def choose_cuda(mode: str, torch: TorchOnDisk, environ: Mapping[str, str]) -> Cu
     Mode "cuda" takes a torch without CUDA, too; "auto" would then build what nobody can use.
 
     Raises:
-        ValueError: the toolkit or TORCH_CUDA_ARCH_LIST cannot be used as it is named.
+        ValueError: TORCH_CUDA_ARCH_LIST cannot be used.
     """
     if mode == "cpu":
         return "FASTCLIP_BUILD=cpu was set"
@@ -131,7 +131,11 @@ def choose_cuda(mode: str, torch: TorchOnDisk, environ: Mapping[str, str]) -> Cu
         return f"torch {torch.version} is built for ROCm"
     if mode == "auto" and torch.cuda is None:
         return f"torch {torch.version} is built without CUDA"
-    toolkit = find_toolkit(environ)
+    try:
+        toolkit = find_toolkit(environ)
+    except (OSError, ValueError) as error:
+        # Left behind by another toolkit, as is common on clusters.
+        return str(error)
     if toolkit is None:
         return f"no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, {DEFAULT_HOME})"
     return _misfit(toolkit, torch) or CudaBuild(toolkit, choose_codes(toolkit, environ))

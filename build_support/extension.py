@@ -75,8 +75,8 @@ def decide_cuda(
     """Decide whether the CUDA kernels are compiled; a str says why not.
 
     Raises:
-        BuildError: FASTCLIP_BUILD=cuda asks for what cannot be built here, or a variable names what
-            cannot be used.
+        BuildError: FASTCLIP_BUILD=cuda asks for what cannot be built here, or TORCH_CUDA_ARCH_LIST
+            names what cannot be used.
     """
     try:
         choice = choose_cuda(plan.mode, torch, environ)
@@ -111,7 +111,11 @@ def build_extension(
     sources = plan.sources(has_cuda=cuda is not None)
     jobs = [_job(plan.compiler, torch, source, object_dir, cuda) for source in sources]
     try:
-        compile_all(jobs, job_count(os.environ))
+        limit = job_count(os.environ)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+    try:
+        compile_all(jobs, limit)
         link(plan.compiler, torch, [job.output for job in jobs], output, cuda)
     except subprocess.CalledProcessError as error:
         raise BuildError(

@@ -122,5 +122,5 @@ def plan_build(
             raise BuildError(f"{error}; {WAY_OUT}") from error
         reason = "no C++ compiler was found"
     if compiler is None and mode in ("cpu", "cuda"):
-        raise BuildError(f"FASTCLIP_BUILD={mode}: {reason}")
+        raise BuildError(f"FASTCLIP_BUILD={mode}: {reason}; {WAY_OUT}")
     return Plan(mode, compiler, reason if compiler is None else None)

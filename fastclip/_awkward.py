@@ -44,9 +44,10 @@ class Awkward:
     values: list[Tensor]
     layouts: list[str]
 
-    def gradients(self) -> list[Tensor]:
-        """Lay every gradient out in fresh memory."""
-        return [_lay_out(*pair) for pair in zip(self.values, self.layouts, strict=True)]
+    def gradients(self, device: str = "cpu") -> list[Tensor]:
+        """Lay every gradient out in fresh memory of a device."""
+        pairs = zip(self.values, self.layouts, strict=True)
+        return [_lay_out(values.to(device), layout) for values, layout in pairs]
 
     @cached_property
     def flat(self) -> list[Tensor]:
@@ -139,11 +140,11 @@ def _lay_out(values: Tensor, layout: str) -> Tensor:
     size = values.numel()
     if layout == "misaligned":
         # NaN on both sides: a kernel that reads past an end returns NaN.
-        storage = torch.full((size + 2,), math.nan, dtype=values.dtype)
+        storage = values.new_full((size + 2,), math.nan)
         return storage[1 : size + 1].copy_(values)
     if layout == "gaps":
-        return torch.full((2 * size,), math.nan, dtype=values.dtype)[::2].copy_(values)
+        return values.new_full((2 * size,), math.nan)[::2].copy_(values)
     if layout == "permuted":
         rows = next((r for r in (2, 3, 5, 7, 11) if size % r == 0 and size > r), 1)
-        return torch.empty(rows, size // rows, dtype=values.dtype).t().copy_(values.view(-1, rows))
+        return values.new_empty((rows, size // rows)).t().copy_(values.view(-1, rows))
     return values.clone()

@@ -82,6 +82,7 @@ class _Settings:
     norm_type: float
     max_norm: float
     backend: str | None
+    device: str
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ class Clip:
     run: Callable[[list[Tensor], _Settings], Tensor]
 
 
-def check_backends(names: list[str]) -> tuple[int, dict[str, BackendResult]]:
+def check_backends(names: list[str], device: str = "cpu") -> tuple[int, dict[str, BackendResult]]:
     """Clip every awkward list with every backend, and with the automatic choice.
 
     Args:
         names: the backends that can run here.
+        device: where the gradients lie, as torch names it.
 
     Returns:
         The number of tensors in the lists, and each backend's result by name.
@@ -105,13 +107,16 @@ def check_backends(names: list[str]) -> tuple[int, dict[str, BackendResult]]:
     results = {name: BackendResult() for name in [*names, AUTOMATIC]}
     for name, result in results.items():
         for awkward in lists:
-            for call, differences in _check_list(awkward, None if name == AUTOMATIC else name):
+            backend = None if name == AUTOMATIC else name
+            for call, differences in _check_list(awkward, backend, device):
                 result.calls += 1
                 result.differences += [Difference(call, *found) for found in differences]
     return sum(len(awkward.values) for awkward in lists), results
 
 
-def _check_list(awkward: Awkward, backend: str | None) -> Iterator[tuple[str, list[Found]]]:
+def _check_list(
+    awkward: Awkward, backend: str | None, device: str
+) -> Iterator[tuple[str, list[Found]]]:
     """Yield each call on the list with what was wrong about it."""
     for norm_type in NORM_TYPES:
         total_norm = float64_norm(awkward.flat, norm_type)
@@ -122,11 +127,12 @@ def _check_list(awkward: Awkward, backend: str | None) -> Iterator[tuple[str, li
                 call = (
                     f'{clip.name} on "{awkward.name}", p = {norm_type:g}, max_norm = {max_norm:g}'
                 )
-                settings = _Settings(norm_type, max_norm, backend)
+                settings = _Settings(norm_type, max_norm, backend, device)
                 yield call, _guarded(awkward, settings, partial(_check_norm, clip, total_norm))
         call = f'GradClipper.parameter_norms on "{awkward.name}", p = {norm_type:g}'
-        yield call, _guarded(awkward, _Settings(norm_type, 1.0, backend), _check_parameter_norms)
-    settings = _Settings(2.0, 1.0, backend)
+        settings = _Settings(norm_type, 1.0, backend, device)
+        yield call, _guarded(awkward, settings, _check_parameter_norms)
+    settings = _Settings(2.0, 1.0, backend, device)
     call = f'clip_grad_value_ on "{awkward.name}", clip_value = {CLIP_VALUE}'
     yield call, _guarded(awkward, settings, _check_value)
     if not math.isfinite(float64_norm(awkward.flat, settings.norm_type)):
@@ -149,7 +155,7 @@ def _guarded(
 def _check_norm(
     clip: Clip, total_norm: float, awkward: Awkward, settings: _Settings
 ) -> list[Found]:
-    parameters = _parameters(awkward)
+    parameters = _parameters(awkward, settings.device)
     got_norm = clip.run(parameters, settings).item()
     found: list[Found] = []
     if not _close(got_norm, total_norm, _norm_bound(awkward.values, settings.norm_type)):
@@ -170,7 +176,7 @@ def _check_norm(
 
 
 def _check_parameter_norms(awkward: Awkward, settings: _Settings) -> list[Found]:
-    parameters = _parameters(awkward)
+    parameters = _parameters(awkward, settings.device)
     clipper = _clipper(parameters, settings)
     clipper.clip_()
     got = clipper.parameter_norms.tolist()
@@ -186,7 +192,7 @@ def _check_parameter_norms(awkward: Awkward, settings: _Settings) -> list[Found]
 
 
 def _check_value(awkward: Awkward, settings: _Settings) -> list[Found]:
-    parameters = _parameters(awkward)
+    parameters = _parameters(awkward, settings.device)
     fastclip.clip_grad_value_(parameters, CLIP_VALUE, backend=settings.backend)
     found: list[Found] = []
     for position, original in enumerate(awkward.flat):
@@ -196,7 +202,7 @@ def _check_value(awkward: Awkward, settings: _Settings) -> list[Found]:
 
 
 def _check_raises(awkward: Awkward, settings: _Settings) -> list[Found]:
-    parameters = _parameters(awkward)
+    parameters = _parameters(awkward, settings.device)
     found: list[Found] = []
     try:
         fastclip.clip_grad_norm_(
@@ -220,7 +226,7 @@ def _compare_gradient(
 ) -> list[Found]:
     """Compare one clipped gradient with float64; the bound is 0 where ``relative`` is."""
     assert parameter.grad is not None
-    got = parameter.grad.detach().flatten().double()
+    got = parameter.grad.detach().cpu().flatten().double()
     info = torch.finfo(parameter.dtype)
     if torch.equal(got, expected):
         return []
@@ -238,10 +244,10 @@ def _compare_gradient(
     return [(what, repr(expected[first].item()), repr(got[first].item()))]
 
 
-def _parameters(awkward: Awkward) -> list[Tensor]:
+def _parameters(awkward: Awkward, device: str) -> list[Tensor]:
     """Give each gradient a parameter of its own."""
     parameters = []
-    for gradient in awkward.gradients():
+    for gradient in awkward.gradients(device):
         parameter = torch.zeros_like(gradient)
         parameter.grad = gradient
         parameters.append(parameter)

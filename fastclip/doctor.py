@@ -50,6 +50,7 @@ class Diagnosis(TypedDict):
     build: BuildInfo
     instruction_set: str | None
     backends: dict[str, list[str]]
+    cuda: list[str]
     openmp: list[str]
     problems: list[str]
     warnings: list[str]
@@ -75,8 +76,10 @@ def examine() -> Diagnosis:
     problems: list[str] = []
     instruction_set: str | None = None
     backends: dict[str, list[str]] = {}
+    cuda: list[str] = []
     try:
         backends = fastclip.backend_report()
+        cuda = fastclip.backend_report("cuda")["native"]
         instruction_set = fastclip.instruction_set()
     except ValueError as error:
         problems.append(str(error))
@@ -95,9 +98,14 @@ def examine() -> Diagnosis:
         build=fastclip.build_info(),
         instruction_set=instruction_set,
         backends=backends,
+        cuda=cuda,
         openmp=runtimes,
         problems=problems,
-        warnings=build_warnings(fastclip.build_info()) + openmp_warnings(runtimes),
+        warnings=[
+            *build_warnings(fastclip.build_info()),
+            *cuda_warnings(cuda),
+            *openmp_warnings(runtimes),
+        ],
         self_check=self_check,
     )
 
@@ -118,6 +126,13 @@ def build_warnings(build: BuildInfo) -> list[str]:
         f"{Path(fastclip.__file__).parent} is a source tree, not an installed fastclip; to examine "
         "that one, run the command fastclip doctor, or this from another directory"
     ]
+
+
+def cuda_warnings(reasons: list[str]) -> list[str]:
+    """Warn where there is a GPU that the CUDA kernels cannot run on."""
+    if not reasons or not torch.cuda.is_available():
+        return []
+    return [f"CUDA gradients are clipped with torch operations: {'; '.join(reasons)}"]
 
 
 def openmp_warnings(runtimes: list[str]) -> list[str]:
@@ -148,12 +163,18 @@ def describe(diagnosis: Diagnosis) -> list[str]:
         "backends" if diagnosis["backends"] else "backends: not examined",
     ]
     for name, reasons in diagnosis["backends"].items():
-        lines += _column(f"  {name}", [f"cannot run: {reason}" for reason in reasons] or ["ready"])
+        lines += _column(f"  {name}", _describe_reasons(reasons))
+    if diagnosis["backends"]:
+        lines += _column("  native, cuda", _describe_reasons(diagnosis["cuda"]))
     lines += ["", *_describe_self_check(diagnosis["self_check"]), ""]
     lines += [f"warning: {warning}" for warning in diagnosis["warnings"]]
     lines += [f"problem: {problem}" for problem in diagnosis["problems"]]
     lines.append("ok" if diagnosis["ok"] else "NOT ok: see above")
     return lines
+
+
+def _describe_reasons(reasons: list[str]) -> list[str]:
+    return [f"cannot run: {reason}" for reason in reasons] or ["ready"]
 
 
 def _describe_build(build: BuildInfo) -> str:
@@ -189,9 +210,11 @@ def _describe_self_check(self_check: SelfCheck) -> list[str]:
 
 
 def _self_check(backends: dict[str, list[str]]) -> SelfCheck:
-    usable = [name for name, reasons in backends.items() if not reasons]
     start = time.perf_counter()
-    tensors, results = check_backends(usable)
+    tensors, results = check_backends(_usable(backends))
+    if torch.cuda.is_available():
+        _, on_gpu = check_backends(_usable(fastclip.backend_report("cuda")), "cuda")
+        results |= {f"{name}, cuda": result for name, result in on_gpu.items()}
     return SelfCheck(
         ok=not any(result.differences for result in results.values()),
         tensors=tensors,
@@ -199,6 +222,10 @@ def _self_check(backends: dict[str, list[str]]) -> SelfCheck:
         calls={name: result.calls for name, result in results.items()},
         differences={name: _as_records(result) for name, result in results.items()},
     )
+
+
+def _usable(backends: dict[str, list[str]]) -> list[str]:
+    return [name for name, reasons in backends.items() if not reasons]
 
 
 def _as_records(result: BackendResult) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import emulated_native
 import pytest
+from toolkit import why_no_emulator
 
 import fastclip
 
@@ -20,12 +21,9 @@ def _require(name: str | None) -> None:
 
 
 def _require_emulator() -> None:
-    because = emulated_native.missing()
-    if because is None:
-        return
-    if os.environ.get("FASTCLIP_REQUIRE_NATIVE"):
-        pytest.fail(f"{because} (and FASTCLIP_REQUIRE_NATIVE is set)")
-    pytest.skip(because)
+    because = why_no_emulator()
+    if because is not None:
+        pytest.skip(because)
 
 
 @pytest.fixture

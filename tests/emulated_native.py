@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 from emulator.build_program import build_program
-from emulator.build_program import missing as missing
 from source_tree import ROOT
 from torch import Tensor
 from torch.utils import cpp_extension

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from source_tree import ROOT, compiler, cuda, extension, plan, torch_on_disk
+from toolkit import may_skip
 
 REAL = cuda.find_toolkit()
+NO_NVCC = may_skip("needs nvcc" if REAL is None else None)
 KNOWN = (75, 80, 90, 100, 110)
 
 DRYRUN = 'case "$1" in --dryrun) echo "#$ _HERE_={here}" >&2;; '
@@ -90,6 +92,15 @@ def test_what_speaks_against_the_kernels(
     assert "FASTCLIP_BUILD=cpu builds the CPU kernels" in str(caught.value)
 
 
+def test_a_stale_variable_leaves_the_kernels_out_unless_they_were_asked_for() -> None:
+    environ = {"CUDA_HOME": "/no/such"}
+    reason = "CUDA_HOME: must name a CUDA toolkit with bin/nvcc (got '/no/such')"
+    assert extension.decide_cuda(planned("auto"), torch("13.0"), environ) == reason
+    with pytest.raises(plan.BuildError) as caught:
+        extension.decide_cuda(planned("cuda"), torch("13.0"), environ)
+    assert str(caught.value).startswith(f"FASTCLIP_BUILD=cuda: {reason}; ")
+
+
 @pytest.mark.parametrize("mode", ("auto", "cuda"))
 def test_no_toolkit_and_rocm_are_reasons(
     mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -144,12 +155,13 @@ from fastclip import _C
 parameter = torch.nn.Parameter(torch.zeros(3))
 parameter.grad = torch.full((3,), 2.0)
 norm = fastclip.clip_grad_norm_([parameter], 1.0, backend="native").item()
-print(json.dumps([fastclip.build_info(), norm, _C.cuda_reasons(0)]))
+report = fastclip.backend_report("cuda")
+print(json.dumps([fastclip.build_info(), norm, _C.cuda_reasons(0), report]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(REAL is None, reason="needs nvcc")
+@pytest.mark.skipif(NO_NVCC is not None, reason=str(NO_NVCC))
 def test_the_cuda_build_imports_and_runs_without_a_gpu(tmp_path: Path) -> None:
     environ = {**os.environ, "FASTCLIP_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0"}
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "base")]
@@ -176,7 +188,7 @@ def test_the_cuda_build_imports_and_runs_without_a_gpu(tmp_path: Path) -> None:
         check=False,
     )
     assert looked.returncode == 0, looked.stderr
-    info, norm, reasons = json.loads(looked.stdout)
+    info, norm, reasons, report = json.loads(looked.stdout)
     assert REAL is not None
     assert (info["cuda"], info["cuda_architectures"]) == (REAL.release, ["sm_90"])
     assert info["cuda_reason"] is None
@@ -184,4 +196,10 @@ def test_the_cuda_build_imports_and_runs_without_a_gpu(tmp_path: Path) -> None:
     if not Path("/dev/nvidiactl").exists():
         (reason,) = reasons
         assert reason.startswith("the CUDA kernels cannot run on device cuda:0: cudaError")
-        assert "update the NVIDIA driver" in reason or "nvidia-smi" in reason
+        assert "the NVIDIA driver" in reason or "nvidia-smi" in reason
+    import torch
+
+    if not torch.cuda.is_available():
+        lacks = "torch sees no GPU" if torch.version.cuda else "is built without CUDA"
+        assert report["native"][-1].endswith(lacks)
+        assert report["reference"] == ["torch sees no GPU"]

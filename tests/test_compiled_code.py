@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 
@@ -10,6 +9,7 @@ import compiled_code
 import pytest
 from compiled_code import ARCHITECTURES, DOCUMENT, Compiled, Kernel, document, parse
 from source_tree import cuda
+from toolkit import may_skip
 
 MAX_REGISTERS = 64
 MIN_LOADS = 4
@@ -23,7 +23,7 @@ MISSING = [
     )
     if is_missing
 ]
-if MISSING and not os.environ.get("FASTCLIP_REQUIRE_NATIVE"):
+if may_skip(" and ".join(MISSING) or None):
     pytest.skip(f"needs {' and '.join(MISSING)}", allow_module_level=True)
 
 pytestmark = pytest.mark.slow

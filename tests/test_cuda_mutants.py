@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from emulator.build_program import missing
 from mutants.kernel_faults import FAULTS
 from source_tree import ROOT
+from toolkit import why_no_emulator
 
-REASON = missing()
+REASON = why_no_emulator()
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from emulator import build_program as builder
 from emulator.build_program import BUILDS, Build
+from toolkit import why_no_emulator
 
-REASON = builder.missing()
+REASON = why_no_emulator()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 CASES = builder.HERE / "cases"

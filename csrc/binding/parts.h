@@ -74,9 +74,13 @@ inline std::string why_device_cannot(c10::Device device) {
   const CudaLaunchers& launchers = *cuda_launchers();
   const int status = launchers.check(index);
   if (status != 0) {
+    const auto release = [](int version) {
+      return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+    };
     return std::string("the CUDA kernels cannot run on device ") + device.str() + ": " +
-           launchers.name(status) + " (" + launchers.reason(status) + "); " +
-           launchers.advice(status);
+           launchers.name(status) + " (" + launchers.reason(status) + "; driver for CUDA " +
+           release(launchers.driver_version()) + ", kernels built with " +
+           release(launchers.runtime_version()) + "); " + launchers.advice(status);
   }
   if (index < kDevices) is_checked[index].store(true, std::memory_order_relaxed);
   return {};

@@ -177,9 +177,16 @@ bool is_capturing_on(int device, void* stream) {
 const char* name(int status) { return cudaGetErrorName(static_cast<cudaError_t>(status)); }
 const char* reason(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
+int driver_version() {
+  int version = 0;
+  take_error(cudaDriverGetVersion(&version));
+  return version;
+}
+
 const char* advice(int status) {
   switch (status) {
     case cudaErrorInsufficientDriver:
+      if (driver_version() == 0) return "install the NVIDIA driver: none was found";
       return "update the NVIDIA driver, or rebuild fastclip with a CUDA toolkit that it supports";
     case cudaErrorNoDevice:
       return "see whether nvidia-smi finds a GPU and CUDA_VISIBLE_DEVICES names one";
@@ -190,12 +197,6 @@ const char* advice(int status) {
     default:
       return "an earlier kernel may be what failed: CUDA_LAUNCH_BLOCKING=1 shows which";
   }
-}
-
-int driver_version() {
-  int version = 0;
-  take_error(cudaDriverGetVersion(&version));
-  return version;
 }
 
 int runtime_version() {

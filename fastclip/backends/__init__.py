@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from .base import Backend, UnsupportedError, unsupported_message
+from .base import Backend, UnsupportedError, unsupported_message, warn_once
 from .native import NativeBackend
 from .native import instruction_set as instruction_set
 from .reference_backend import ReferenceBackend
@@ -20,13 +20,17 @@ BACKENDS: tuple[Backend, ...] = (NATIVE, REFERENCE)
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 
-def backend_report() -> dict[str, list[str]]:
+def backend_report(device_type: str = "cpu") -> dict[str, list[str]]:
     """Say of every backend why it cannot run on this machine.
+
+    Args:
+        device_type: where the gradients would lie: "cpu", "cuda" or another of torch's; for "cuda"
+            the current GPU is asked.
 
     Returns:
         Backend name to reasons, in order of preference; a backend with no reasons can run.
     """
-    return {backend.name: backend.unavailable_reasons() for backend in BACKENDS}
+    return {backend.name: backend.unavailable_reasons(device_type) for backend in BACKENDS}
 
 
 def check_backend(who: str, name: str | None, foreach: bool | None) -> None:
@@ -68,6 +72,8 @@ def dispatch(
         except UnsupportedError as error:
             if name is not None:
                 raise RuntimeError(unsupported_message(who, name, error.reasons)) from None
+            if error.warning is not None:
+                warn_once(error.warning)
     raise AssertionError("the reference backend runs everything or raises torch's own error")
 
 

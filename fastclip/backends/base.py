@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,11 +22,13 @@ class UnsupportedError(Exception):
 
     Attributes:
         reasons: every reason found, each a phrase that a user can act on.
+        warning: what to tell the user, once, where another backend is chosen instead.
     """
 
-    def __init__(self, reasons: Sequence[str]) -> None:
+    def __init__(self, reasons: Sequence[str], warning: str | None = None) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = list(reasons)
+        self.warning = warning
 
 
 class NonFiniteError(Exception):
@@ -59,8 +64,8 @@ class Backend(Protocol):
 
     name: str
 
-    def unavailable_reasons(self) -> list[str]:
-        """Say why this backend cannot run at all on this machine; empty when it can."""
+    def unavailable_reasons(self, device_type: str) -> list[str]:
+        """Say why this backend cannot run for tensors on such a device; empty when it can."""
         ...
 
     def clip_grad_norm_(
@@ -94,6 +99,16 @@ class Backend(Protocol):
     ) -> None: ...
 
     def prepare(self, parameters: list[Tensor]) -> PreparedParameters: ...
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Emit a RuntimeWarning the first time, at the line of the user's that called the package."""
+    package = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def unsupported_message(who: str, backend: str, reasons: Sequence[str]) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import types
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .._build import build_info, torch_mismatch
-from .base import NonFiniteError, UnsupportedError
+from .base import NonFiniteError, UnsupportedError, warn_once
 
 ISA_VARIABLE = "FASTCLIP_ISA"
+
+NO_KERNELS = "fastclip._C has no CUDA kernels"
+"""As the extension words it."""
+
+SLOWER = "CUDA gradients are clipped with torch operations, which is slower"
 
 T = TypeVar("T")
 
@@ -26,8 +29,11 @@ class NativeBackend:
 
     name = "native"
 
-    def unavailable_reasons(self) -> list[str]:
-        return list(_load()[1])
+    def unavailable_reasons(self, device_type: str) -> list[str]:
+        if device_type == "cuda":
+            return cuda_reasons()
+        reasons = list(_load()[1])
+        return reasons if device_type == "cpu" else [*reasons, _other_device(device_type)]
 
     def clip_grad_norm_(
         self,
@@ -99,7 +105,8 @@ def _run(c: types.ModuleType, function: Callable[..., T], *arguments: object) ->
     try:
         return function(*arguments)
     except c.UnsupportedError as error:
-        raise UnsupportedError(error.args[0]) from None
+        reasons = error.args[0]
+        raise UnsupportedError(reasons, _warning_of(reasons)) from None
     except c.NonFiniteError as error:
         raise NonFiniteError(error.args[1]) from None
 
@@ -109,9 +116,29 @@ def cuda_reasons() -> list[str]:
     c, reasons = _load()
     if c is None:
         return list(reasons)
+    info = build_info()
+    if info["cuda"] is None:
+        return [f"{NO_KERNELS}: {info['cuda_reason']}"]
+    if torch.version.cuda is None:
+        return [f"torch {torch.__version__} is built without CUDA"]
     if not torch.cuda.is_available():
-        return [*(c.cuda_reasons(0) if torch.version.cuda else ()), "torch sees no GPU"]
+        return [*c.cuda_reasons(0), "torch sees no GPU"]
     return c.cuda_reasons(torch.cuda.current_device())
+
+
+def _other_device(device_type: str) -> str:
+    return f"device {device_type} (supported: cpu, cuda)"
+
+
+def _warning_of(reasons: Sequence[str]) -> str | None:
+    """Return what to say where CUDA gradients have to do without CUDA kernels."""
+    info = build_info()
+    for reason in reasons:
+        if reason.startswith("the CUDA kernels cannot run on"):
+            return f"fastclip: {SLOWER}: {reason}"
+        if reason.startswith("device cuda") and NO_KERNELS in reason and info["mode"] != "cpu":
+            return f"fastclip: {SLOWER}: {NO_KERNELS}: {info['cuda_reason']}"
+    return None
 
 
 def instruction_set() -> str | None:
@@ -142,21 +169,14 @@ def _extension() -> types.ModuleType:
     return c
 
 
-@functools.cache
 def _warn_unbuilt() -> None:
-    """Warn once, at the caller's line, when there is no extension and nobody asked for that."""
+    """Warn when there is no extension and nobody asked for that."""
     info = build_info()
     if info["native"] or info["mode"] == "python":
         return
-    package = __name__.partition(".")[0]
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
+    warn_once(
         f"fastclip: the native extension was not built: {info['reason']}; gradients are clipped "
-        "with torch operations",
-        RuntimeWarning,
-        stacklevel=level,
+        "with torch operations"
     )
 
 

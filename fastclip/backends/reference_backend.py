@@ -18,10 +18,10 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def unavailable_reasons(self) -> list[str]:
-        return []
+    def unavailable_reasons(self, device_type: str) -> list[str]:
+        is_missing = device_type == "cuda" and not torch.cuda.is_available()
+        return ["torch sees no GPU"] if is_missing else []
 
-    @torch.no_grad()
     def clip_grad_norm_(
         self,
         parameters: list[Tensor],

@@ -1,0 +1,82 @@
+"""What users hear where their CUDA gradients have to do without CUDA kernels."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from samples import assert_clipped, copies, gradient, parameters
+
+import fastclip
+from fastclip.backends import base, native
+
+NO_KERNELS = "device cuda:0 (supported: cpu; fastclip._C has no CUDA kernels)"
+
+
+class RefusedError(Exception):
+    """Stands for the extension's UnsupportedError."""
+
+
+def build_without_kernels(monkeypatch: pytest.MonkeyPatch, mode: str, reason: str) -> None:
+    """Let the native backend refuse every list as a build without CUDA kernels refuses CUDA's."""
+
+    def refuse(*_: object) -> None:
+        raise RefusedError([reason])
+
+    extension = SimpleNamespace(
+        UnsupportedError=RefusedError, NonFiniteError=KeyError, clip_grad_norm_=refuse
+    )
+    info = {**fastclip.build_info(), "native": True, "mode": mode, "cuda_reason": "no nvcc"}
+    monkeypatch.setattr(native, "_load", lambda: (extension, ()))
+    monkeypatch.setattr(native, "build_info", lambda: info)
+    base.warn_once.cache_clear()
+
+
+def test_the_fallback_is_said_once_at_the_callers_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_without_kernels(monkeypatch, "auto", NO_KERNELS)
+    grads = [gradient(33, torch.float32)]
+    held = parameters(copies(grads))
+    with pytest.warns(
+        RuntimeWarning, match="slower: fastclip._C has no CUDA kernels: no nvcc"
+    ) as w:
+        norm = fastclip.clip_grad_norm_(held, 0.5)
+    assert [warning.filename for warning in w] == [__file__]
+    assert_clipped(held, grads, 0.5, norm)
+    fastclip.clip_grad_norm_(held, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("cpu", NO_KERNELS),
+        ("auto", "a tensor with gaps"),
+        ("auto", NO_KERNELS.replace("cuda", "xpu")),
+    ],
+)
+def test_other_fallbacks_are_silent(
+    monkeypatch: pytest.MonkeyPatch, mode: str, reason: str
+) -> None:
+    build_without_kernels(monkeypatch, mode, reason)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastclip.clip_grad_norm_(parameters([gradient(33, torch.float32)]), 0.5)
+
+
+def test_a_backend_that_was_named_raises_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_without_kernels(monkeypatch, "auto", NO_KERNELS)
+    with pytest.raises(RuntimeError, match="has no CUDA kernels"):
+        fastclip.clip_grad_norm_(parameters([gradient(33, torch.float32)]), 0.5, backend="native")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_report_says_why_cuda_gradients_have_no_backend() -> None:
+    report = fastclip.backend_report("cuda")
+    assert list(report) == list(fastclip.backend_report())
+    assert report["native"] != []
+    assert report["reference"] == ["torch sees no GPU"]
+
+
+def test_the_report_knows_other_devices() -> None:
+    report = fastclip.backend_report("xpu")
+    assert report["native"][-1] == "device xpu (supported: cpu, cuda)"
+    assert report["reference"] == []
