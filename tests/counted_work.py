@@ -143,8 +143,8 @@ Counted by the emulator in the kernels' own code, for the benchmark's lists in f
 to about {ELEMENTS:,} elements with the number of tensors kept: launches / gradients read /
 gradients written, in multiples of the gradients' bytes N. Other traffic is what one clip reads and
 writes of partials, sums and results at the full size on {GRID} blocks (an H100's), in multiples of
-N; all of it stays in L2. The last column is the table: in the kernel's arguments, or bytes in
-device memory.
+N; small as it is, L2 should hold it. The last column is the table: in the kernel's arguments, or
+bytes in device memory, which every block reads in part and which are not among the other traffic.
 
 `python tests/counted_work.py` writes this file; tests/test_counted_work.py compares it.
 

@@ -17,6 +17,7 @@ from house_python import (
     unplaced,
     wrong_imports,
 )
+from mutants import faults, kernel_faults
 from signatures import binding_signatures, stub_signatures
 from source_tree import ROOT, compiler, plan
 
@@ -171,3 +172,12 @@ def test_the_readme_names_tests_that_exist() -> None:
     named = set(re.findall(r"tests/[\w/*.]+\w", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert len(named) > 8
     assert [name for name in sorted(named) if not list(ROOT.glob(name))] == []
+
+
+def test_the_documents_count_the_planted_faults() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    kernels = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    on_gpu = len(kernel_faults.FAULTS)
+    assert f"{len(faults.FAULTS)} in the CPU sources" in readme
+    assert f"{on_gpu} in the CUDA sources" in readme and f"{on_gpu} planted faults found" in readme
+    assert f"of {on_gpu} faults planted" in kernels
