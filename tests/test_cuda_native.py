@@ -392,8 +392,8 @@ def test_bits_do_not_depend_on_order_or_grid(emulated: Emulated, schedule: str) 
     for multiprocessors in (1, 3):
         # What a device holds is asked once: another size of machine is another device.
         emulated.reset()
-        emulated.machine(devices=4, multiprocessors=multiprocessors)
-        place(emulated, grads, [multiprocessors])
+        emulated.machine(devices=20, multiprocessors=multiprocessors)
+        place(emulated, grads, [10 + multiprocessors])
         emulated.schedule(schedule, seed=multiprocessors)
         norms.append(fastclip.get_total_norm(grads, backend="native").item())
     emulated.reset()
