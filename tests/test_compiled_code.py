@@ -40,6 +40,11 @@ def kernels(compiled: list[Compiled], architecture: str) -> Iterator[Kernel]:
             yield from unit.kernels
 
 
+def is_documented_release() -> bool:
+    release = compiled_code.toolkit_in_use().release
+    return f"nvcc {release} " in DOCUMENT.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_registers_suffice(compiled: list[Compiled], architecture: str) -> None:
     found = list(kernels(compiled, architecture))
@@ -61,10 +66,13 @@ def test_hot_loops_load_and_store_16_bytes(compiled: list[Compiled], architectur
             "clamp_kernel": 4,
         }.get(kernel.name.partition("<")[0], 0)
         has_rescue = re.match(r"(clip|reduce)_kernel<SumSq,", kernel.name) is not None
-        assert len(kernel.loops) == loops + 4 * has_rescue, kernel.name
+        if is_documented_release():  # another compiler may cut loops in another way
+            assert len(kernel.loops) == loops + 4 * has_rescue, kernel.name
         stores = [loop.stores for loop in kernel.loops]
         reads_only = kernel.name.startswith("reduce")
-        assert stores.count(MIN_LOADS) == (0 if reads_only or not loops else 4), kernel.name
+        wanted = 0 if reads_only or not loops else 4
+        assert stores.count(MIN_LOADS) >= wanted, kernel.name
+        assert not reads_only or not any(stores), kernel.name
         for loop in kernel.loops:
             assert loop.narrow == (), kernel.name
             assert loop.in_flight >= MIN_LOADS, kernel.name
@@ -88,10 +96,9 @@ def test_nothing_is_read_through_the_non_coherent_cache(compiled: list[Compiled]
 
 def test_the_document_says_what_is_compiled(compiled: list[Compiled]) -> None:
     release = compiled_code.toolkit_in_use().release
-    text = DOCUMENT.read_text(encoding="utf-8")
-    if f"nvcc {release} " not in text:
+    if not is_documented_release():
         pytest.skip(f"docs/compiled-code.md is of another nvcc than {release}")
-    assert text == document(compiled, release)
+    assert DOCUMENT.read_text(encoding="utf-8") == document(compiled, release)
 
 
 LOG = """ptxas info    : Compiling entry function '{name}' for 'sm_90'

@@ -22,6 +22,7 @@ class ReferenceBackend:
         is_missing = device_type == "cuda" and not torch.cuda.is_available()
         return ["torch sees no GPU"] if is_missing else []
 
+    @torch.no_grad()
     def clip_grad_norm_(
         self,
         parameters: list[Tensor],

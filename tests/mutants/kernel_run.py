@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_faults import FAULTS, KernelFault
+from texts import ROOT, check_texts
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from emulator import build_program as emulator  # noqa: E402 - found by the path above
-from emulator.build_program import Build, build_program  # noqa: E402
+from emulator import build_program as emulator
+from emulator.build_program import Build, build_program
 
 CASES = ROOT / "tests" / "cuda_kernels"
 SEEDS: dict[Build, int] = {"plain": 4, "thread": 2}
@@ -163,14 +163,6 @@ def row(outcome: Outcome) -> str:
     said = outcome.said if len(outcome.said) <= 110 else outcome.said[:107] + "..."
     where = f"{fault.name:60}  {file:13}  {outcome.seconds:3.0f} s  {fault.build:6}  {case:22}"
     return f"{verdict}  {where}  {said}"
-
-
-def check_texts(faults: Sequence[KernelFault]) -> None:
-    """Exit if a fault's text does not stand in its source exactly once."""
-    for fault in faults:
-        found = (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old)
-        if found != 1:
-            raise SystemExit(f'"{fault.name}": its text stands {found} times in {fault.file}')
 
 
 def check_without_faults(unharmed: Unharmed, build: Build, cases: Sequence[str]) -> None:

@@ -25,19 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults import FAULTS, Fault
+from texts import ROOT, check_texts
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-import fastclip  # noqa: E402 - the installed one: the tree's comes last
-from build_support.extension import (  # noqa: E402
+import fastclip
+from build_support.extension import (
     binding_flags,
     compile_command,
     kernel_flags,
     link,
 )
-from build_support.plan import plan_build  # noqa: E402
-from build_support.torch_on_disk import find_torch  # noqa: E402
+from build_support.plan import plan_build
+from build_support.torch_on_disk import find_torch
 
 TIMEOUT = 150
 """Seconds until a run of tests counts as hanging."""
@@ -184,14 +184,6 @@ def judge(status: int, output: str) -> tuple[bool, str]:
     if status == 0:
         return False, "no test failed"
     raise SystemExit(f"{HARNESS_FAILED}: pytest ended with status {status}:\n{output}")
-
-
-def check_texts(faults: Sequence[Fault]) -> None:
-    """Exit if a fault's text does not stand in its source exactly once."""
-    for fault in faults:
-        found = (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old)
-        if found != 1:
-            raise SystemExit(f'"{fault.name}": its text stands {found} times in {fault.file}')
 
 
 def can_show(fault: Fault) -> bool:
