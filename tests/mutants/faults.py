@@ -101,8 +101,8 @@ FAULTS = (
     Fault(
         "an address is kept although Python code has run since",
         COLLECTOR,
-        "gradients_.entries[i] = entry;\n      } else {",
-        "} else {",
+        "        gradients_.entries[i] = entry;\n        gradients_.is_on_gpu",
+        "        gradients_.is_on_gpu",
         (
             "test_native_hazards.py"
             "::test_a_grad_property_may_replace_the_memory_of_a_gradient_before_it",
