@@ -75,11 +75,12 @@ inline std::string why_device_cannot(c10::Device device) {
   const int status = launchers.check(index);
   if (status != 0) {
     const auto release = [](int version) {
+      if (version == 0) return std::string("none");
       return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
     };
     return std::string("the CUDA kernels cannot run on device ") + device.str() + ": " +
-           launchers.name(status) + " (" + launchers.reason(status) + "; driver for CUDA " +
-           release(launchers.driver_version()) + ", kernels built with " +
+           launchers.name(status) + " (" + launchers.reason(status) +
+           "; driver: " + release(launchers.driver_version()) + ", kernels: CUDA " +
            release(launchers.runtime_version()) + "); " + launchers.advice(status);
   }
   if (index < kDevices) is_checked[index].store(true, std::memory_order_relaxed);
