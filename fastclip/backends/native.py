@@ -19,7 +19,7 @@ ISA_VARIABLE = "FASTCLIP_ISA"
 NO_KERNELS = "fastclip._C has no CUDA kernels"
 """As the extension words it."""
 
-SLOWER = "CUDA gradients are clipped with torch operations, which is slower"
+WITHOUT_KERNELS = "CUDA gradients are clipped with torch operations"
 
 T = TypeVar("T")
 
@@ -135,9 +135,9 @@ def _warning_of(reasons: Sequence[str]) -> str | None:
     info = build_info()
     for reason in reasons:
         if reason.startswith("the CUDA kernels cannot run on"):
-            return f"fastclip: {SLOWER}: {reason}"
+            return f"fastclip: {WITHOUT_KERNELS}: {reason}"
         if reason.startswith("device cuda") and NO_KERNELS in reason and info["mode"] != "cpu":
-            return f"fastclip: {SLOWER}: {NO_KERNELS}: {info['cuda_reason']}"
+            return f"fastclip: {WITHOUT_KERNELS}: {NO_KERNELS}: {info['cuda_reason']}"
     return None
 
 
