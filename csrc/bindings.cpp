@@ -2,6 +2,7 @@
 // With binding/*.h, which it alone includes, the only code that knows torch.
 #include <torch/csrc/Exceptions.h>
 
+#include "binding/packed_list.h"
 #include "binding/parameter_list.h"
 
 namespace fastclip {
@@ -34,15 +35,16 @@ void for_each_object(const py::list& objects, Collector* collector, Add add) {
   }
 }
 
-Gradients collect_parameters(const py::list& parameters, bool writes) {
-  Collector collector(parameters.size(), writes);
+Gradients collect_parameters(const py::list& parameters, bool writes,
+                             Takes takes = Takes::kNative) {
+  Collector collector(parameters.size(), writes, takes);
   for_each_object(parameters, &collector,
                   [&](PyObject* object) { collector.add_parameter(object); });
   return collector.finish_parameters();
 }
 
-Gradients collect_tensors(const py::list& tensors) {
-  Collector collector(tensors.size(), false);
+Gradients collect_tensors(const py::list& tensors, Takes takes = Takes::kNative) {
+  Collector collector(tensors.size(), false, takes);
   for_each_object(tensors, &collector, [&](PyObject* object) { collector.add_tensor(object); });
   return collector.finish_tensors();
 }
@@ -145,12 +147,27 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
   return results;
 }
 
+Takes takes_of(bool is_interpreted) { return is_interpreted ? Takes::kCpu : Takes::kGpu; }
+
+PackedList pack_parameters(const py::list& parameters, bool is_interpreted) {
+  return PackedList(collect_parameters(parameters, true, takes_of(is_interpreted)));
+}
+
+PackedList pack_tensors(const py::list& tensors, bool is_interpreted) {
+  return PackedList(collect_tensors(tensors, takes_of(is_interpreted)));
+}
+
 // Why the CUDA kernels cannot run on a device; nothing if they can.
 std::vector<std::string> cuda_reasons(int device) {
   if (cuda_launchers() == nullptr) return {"fastclip._C has no CUDA kernels"};
   const auto index = static_cast<c10::DeviceIndex>(device);
   const std::string reason = why_device_cannot({at::kCUDA, index});
   return reason.empty() ? std::vector<std::string>() : std::vector<std::string>{reason};
+}
+
+void set_clip_mode(int mode) {
+  TORCH_CHECK_VALUE(0 <= mode && mode <= static_cast<int>(CudaMode::kSplit), "clip mode ", mode);
+  clip_mode() = static_cast<CudaMode>(mode);
 }
 
 std::vector<std::string> instruction_sets() {
@@ -183,13 +200,38 @@ PYBIND11_MODULE(_C, module) {
              py::arg("clip_value"));
   module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("clip_coef"));
 
+  py::class_<PackedList>(module, "PackedList", py::module_local())
+      .def_property_readonly("size", &PackedList::size)
+      .def_property_readonly("device", &PackedList::device)
+      .def_property_readonly("bytes", &PackedList::bytes)
+      .def_property_readonly("chunk_size", &PackedList::chunk_size)
+      .def_property_readonly("groups", &PackedList::groups)
+      .def_property_readonly("mix", &PackedList::mix)
+      .def_property_readonly("has_float64", &PackedList::has_float64)
+      .def_property_readonly("places", &PackedList::places)
+      .def("write", wrap_pybind_function(&PackedList::write), py::arg("words"), py::arg("fields"),
+           py::arg("targets"))
+      .def("bump_versions", &PackedList::bump);
+
   py::class_<ParameterList>(module, "ParameterList", py::module_local(),
                             py::custom_type_setup(&let_cycles_be_found))
       .def(py::init<const py::list&>(), py::arg("parameters"))
       .def("clip_grad_norm_", wrap_pybind_function(&ParameterList::clip_grad_norm_),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"))
-      .def("parameter_norms", wrap_pybind_function(&ParameterList::parameter_norms));
+      .def("parameter_norms", wrap_pybind_function(&ParameterList::parameter_norms))
+      .def(
+          "pack",
+          [](const ParameterList& list, bool is_interpreted) {
+            return PackedList(list.collect(takes_of(is_interpreted)));
+          },
+          py::arg("is_interpreted"));
 
+  module.def("pack_parameters", wrap_pybind_function(&pack_parameters), py::arg("parameters"),
+             py::arg("is_interpreted"));
+  module.def("pack_tensors", wrap_pybind_function(&pack_tensors), py::arg("tensors"),
+             py::arg("is_interpreted"));
+
+  module.def("set_clip_mode", &set_clip_mode, py::arg("mode"));
   module.def("cuda_reasons", wrap_pybind_function(&cuda_reasons), py::arg("device"));
   module.def("instruction_sets", &instruction_sets);
   module.def("instruction_set", [] { return std::string(active_kernels().name); });

@@ -13,7 +13,7 @@ namespace fastclip {
 
 // A list on one device, cut into work for thread blocks; made by CudaLaunchers::plan.
 struct CudaList {
-  const TensorEntry* entries;  // on the host; `first_chunk` holds the first slot (cuda/work.h)
+  const TensorEntry* entries;  // on the host; `first_chunk` holds the first slot (gpu_work.h)
   char* const* targets;        // one for each entry, for results out of place; null: in place
   int64_t bytes;               // of all entries
   int32_t size;

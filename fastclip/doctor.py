@@ -18,6 +18,9 @@ from ._self_check import BackendResult, check_backends
 MAX_SHOWN = 5
 """How many differences of one backend the text shows; --json has all of them."""
 
+GPU_BACKENDS = ("native", "triton")
+"""Those that have kernels of their own for GPUs."""
+
 MAPS = Path("/proc/self/maps")
 CPUINFO = Path("/proc/cpuinfo")
 OPENMP = re.compile(r"lib(gomp|iomp5|omp)\b.*\.so")
@@ -50,7 +53,7 @@ class Diagnosis(TypedDict):
     build: BuildInfo
     instruction_set: str | None
     backends: dict[str, list[str]]
-    cuda: list[str]
+    cuda: dict[str, list[str]]
     openmp: list[str]
     problems: list[str]
     warnings: list[str]
@@ -76,10 +79,10 @@ def examine() -> Diagnosis:
     problems: list[str] = []
     instruction_set: str | None = None
     backends: dict[str, list[str]] = {}
-    cuda: list[str] = []
+    cuda: dict[str, list[str]] = {}
     try:
         backends = fastclip.backend_report()
-        cuda = fastclip.backend_report("cuda")["native"]
+        cuda = fastclip.backend_report("cuda")
         instruction_set = fastclip.instruction_set()
     except ValueError as error:
         problems.append(str(error))
@@ -128,10 +131,11 @@ def build_warnings(build: BuildInfo) -> list[str]:
     ]
 
 
-def cuda_warnings(reasons: list[str]) -> list[str]:
-    """Warn where there is a GPU that the CUDA kernels cannot run on."""
-    if not reasons or not torch.cuda.is_available():
+def cuda_warnings(cuda: dict[str, list[str]]) -> list[str]:
+    """Warn where there is a GPU that neither the CUDA nor the Triton kernels can run on."""
+    if not torch.cuda.is_available() or not all(cuda[name] for name in GPU_BACKENDS):
         return []
+    reasons = [reason for name in GPU_BACKENDS for reason in cuda[name]]
     return [f"CUDA gradients are clipped with torch operations: {'; '.join(reasons)}"]
 
 
@@ -164,8 +168,8 @@ def describe(diagnosis: Diagnosis) -> list[str]:
     ]
     for name, reasons in diagnosis["backends"].items():
         lines += _column(f"  {name}", _describe_reasons(reasons))
-    if diagnosis["backends"]:
-        lines += _column("  native, cuda", _describe_reasons(diagnosis["cuda"]))
+    for name in GPU_BACKENDS if diagnosis["cuda"] else ():
+        lines += _column(f"  {name}, cuda", _describe_reasons(diagnosis["cuda"][name]))
     lines += ["", *_describe_self_check(diagnosis["self_check"]), ""]
     lines += [f"warning: {warning}" for warning in diagnosis["warnings"]]
     lines += [f"problem: {problem}" for problem in diagnosis["problems"]]
@@ -211,7 +215,9 @@ def _describe_self_check(self_check: SelfCheck) -> list[str]:
 
 def _self_check(backends: dict[str, list[str]]) -> SelfCheck:
     start = time.perf_counter()
-    tensors, results = check_backends(_usable(backends))
+    # Triton's interpreter, which alone runs its kernels on the CPU, would take minutes.
+    on_cpu = [name for name in _usable(backends) if name != "triton"]
+    tensors, results = check_backends(on_cpu)
     if torch.cuda.is_available():
         _, on_gpu = check_backends(_usable(fastclip.backend_report("cuda")), "cuda")
         results |= {f"{name}, cuda": result for name, result in on_gpu.items()}

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import emulated_native
+import interpreted_triton
 import pytest
 from toolkit import why_no_emulator
 
@@ -14,7 +15,10 @@ def _require(name: str | None) -> None:
     reasons = fastclip.backend_report()[name] if name else []
     if not reasons:
         return
-    because = f"the backend {name} cannot run here: {'; '.join(reasons)}"
+    _refuse(f"the backend {name} cannot run here: {'; '.join(reasons)}")
+
+
+def _refuse(because: str) -> None:
     if os.environ.get("FASTCLIP_REQUIRE_NATIVE"):
         pytest.fail(f"{because} (and FASTCLIP_REQUIRE_NATIVE is set)")
     pytest.skip(because)
@@ -34,17 +38,30 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[emulated_native.Emulat
         yield in_use
 
 
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the backend "triton" run its kernels on CPU tensors, in Triton's interpreter."""
+    because = interpreted_triton.why_not_interpreted()
+    if because is not None:
+        _refuse(because)
+    with interpreted_triton.in_use(monkeypatch):
+        yield
+
+
 @pytest.fixture(
-    params=[None, "reference", "native", "emulated"], ids=lambda name: name or "default"
+    params=[None, "reference", "native", "emulated", "triton"], ids=lambda name: name or "default"
 )
 def backend(request: pytest.FixtureRequest) -> str | None:
     """Return what to pass as ``backend=``: each backend by name, and None for fastclip's choice.
 
-    "emulated" is native with its CUDA kernels, over the emulator.
+    "emulated" is native with its CUDA kernels, over the emulator; "triton" is interpreted.
     """
     if request.param == "emulated":
         request.getfixturevalue("emulated")
         return "native"
+    if request.param == "triton":
+        request.getfixturevalue("interpreted")
+        return "triton"
     _require(request.param)
     return request.param
 

@@ -30,13 +30,13 @@ ELEMENTS = 1 << 19
 """What a list is scaled down to: the emulator takes about a second for it."""
 
 SMALL = 1024
-"""Float32 elements in kSmallBytes (csrc/cuda/work.h): scaling keeps tensors on their side."""
+"""Float32 elements in kSmallBytes (csrc/gpu_work.h): scaling keeps tensors on their side."""
 
 GRID = 132 * 4
 """Blocks that an H100 holds at a time, for the traffic at full size."""
 
 BLOCK_BYTES = 1 << 16
-"""kBlockBytes of csrc/cuda/work.h: no block for less."""
+"""kBlockBytes of csrc/gpu_work.h: no block for less."""
 
 
 def element_counts(case: Case) -> list[int]:

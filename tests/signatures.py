@@ -12,6 +12,9 @@ def stub_signatures(text: str) -> dict[str, str]:
             found[node.name] = _stub_signature(node)
         elif isinstance(node, ast.ClassDef):
             found[node.name] = "class"
+            for inner in node.body:
+                if isinstance(inner, ast.AnnAssign):
+                    found[f"{node.name}.{ast.unparse(inner.target)}"] = "property"
             methods = [inner for inner in node.body if isinstance(inner, ast.FunctionDef)]
             found |= {f"{node.name}.{inner.name}": _stub_signature(inner) for inner in methods}
     return found
@@ -34,9 +37,15 @@ def binding_signatures(module: object) -> dict[str, str]:
             continue
         if isinstance(value, type):
             found[name] = "class"
-            methods = {} if issubclass(value, Exception) else vars(value)
-            names = [key for key in methods if key == "__init__" or not key.startswith("_")]
-            found |= {f"{name}.{key}": _binding_signature(getattr(value, key)) for key in names}
+            if issubclass(value, Exception):
+                continue
+            # A class that only the extension makes has an __init__ without a signature.
+            made = ["__init__"] if "__init__(" in (value.__init__.__doc__ or "") else []
+            names = [*made, *(key for key in vars(value) if not key.startswith("_"))]
+            for key in names:
+                held = getattr(value, key)
+                is_property = isinstance(held, property)
+                found[f"{name}.{key}"] = "property" if is_property else _binding_signature(held)
         else:
             found[name] = _binding_signature(value)
     return found
@@ -49,4 +58,5 @@ def _binding_signature(function: object) -> str:
     signature = re.sub(r"Optional\[(.*?)\]", r"\1 | None", signature)
     signature = re.sub(r"typing\.SupportsFloat( \| typing\.SupportsIndex)?", "float", signature)
     signature = re.sub(r"typing\.SupportsInt( \| typing\.SupportsIndex)?", "int", signature)
-    return signature.replace("torch.", "").replace("typing.", "")
+    signature = re.sub(r"(collections\.abc\.Sequence|list)\[int\]", "list", signature)
+    return re.sub(r"\b(torch|typing|fastclip\._C)\.", "", signature)

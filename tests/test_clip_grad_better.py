@@ -158,13 +158,14 @@ def test_inf_norm_of_a_list_with_an_empty_tensor(backend: str | None) -> None:
 def test_norm_does_not_drift_on_constants(
     backend: str | None, norm_type: float, value: float
 ) -> None:
-    grad = torch.full((10_000_019,), value)
+    grad = torch.full((1_000_019 if backend == "triton" else 10_000_019,), value)  # interpreted
     norm = fastclip.get_total_norm([grad], norm_type, backend=backend)
     expected = abs(grad[0].item()) * grad.numel() ** (1 / norm_type)
     assert oracle.is_norm(norm.item(), expected, torch.float32)
 
 
 def test_norm_does_not_drift_over_many_tensors(backend: str | None) -> None:
-    grads = [gradient(size, torch.float32, size) for size in range(1, 4000, 2)]
+    step = 40 if backend == "triton" else 2  # interpreted
+    grads = [gradient(size, torch.float32, size) for size in range(1, 4000, step)]
     norm = fastclip.get_total_norm(grads, backend=backend)
     assert oracle.is_norm(norm.item(), oracle.total_norm(grads, 2.0), torch.float32)

@@ -14,7 +14,7 @@ from counted_work import (
 from emulated_native import Emulated
 
 MAX_IN_ARGUMENTS = 1630
-"""kLongTable of csrc/cuda/work.h."""
+"""kLongTable of csrc/gpu_work.h."""
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -105,7 +105,7 @@ def test_includes_go_one_way() -> None:
         ("cpu/vectors.h", '#include "../binding/planted.h"'),
         ("launch.h", "#include <c10/util/Half.h>"),
         ("launch.h", '#include "cpu/vectors.h"'),
-        ("launch_cuda.h", '#include "cuda/work.h"'),
+        ("launch_cuda.h", '#include "cuda/vector.cuh"'),
         ("tensor_list.h", '#include "launch.h"'),
         ("coefficient.h", '#include "launch.h"'),
         ("cuda/clip.cu", "#include <ATen/ATen.h>"),

@@ -13,6 +13,7 @@
 #include "accelerator.h"
 #include "gradients.h"
 #include "look_ahead.h"
+#include "takes.h"
 
 namespace fastclip {
 
@@ -46,22 +47,16 @@ struct NonFinite {
   std::vector<int64_t> positions;
 };
 
-inline bool is_supported_device(const at::Tensor& grad) {
-  return grad.device().is_cpu() || (cuda_launchers() != nullptr && grad.device().is_cuda());
-}
-
 // As Python writes it: "complex64", where C++ says ComplexFloat.
 inline std::string dtype_name(at::ScalarType type) {
   const auto name = py::str(py::cast(type)).cast<std::string>();
   return name.substr(name.find('.') + 1);
 }
 
-inline std::string why_unsupported(const at::Tensor& grad) {
+inline std::string why_unsupported(const at::Tensor& grad, Takes takes) {
   DType dtype;
-  if (!is_supported_device(grad)) {
-    return "device " + grad.device().str() +
-           (cuda_launchers() != nullptr ? " (supported: cpu, cuda)"
-                                        : " (supported: cpu; fastclip._C has no CUDA kernels)");
+  if (!is_supported_device(grad, takes)) {
+    return "device " + grad.device().str() + supported_devices(takes);
   }
   if (!to_dtype(grad.scalar_type(), &dtype)) {
     return "dtype " + dtype_name(grad.scalar_type()) +
@@ -82,7 +77,8 @@ class Collector {
  public:
   // `writes`: the call may write, so that copy-on-write storage must be made the tensor's own
   // first.
-  Collector(size_t expected, bool writes) : writes_(writes) {
+  Collector(size_t expected, bool writes, Takes takes = Takes::kNative)
+      : writes_(writes), takes_(takes) {
     gradients_.tensors.reserve(expected);
     gradients_.entries.reserve(expected);
     gradients_.entry_of_source.reserve(expected);
@@ -164,7 +160,7 @@ class Collector {
     for (const TensorEntry& entry : gradients_.entries) {
       gradients_.has_float64 |= entry.dtype == DType::kFloat64;
     }
-    if (gradients_.is_on_gpu) {
+    if (gradients_.is_on_gpu || takes_ != Takes::kNative) {
       gradients_.own();
     } else {
       gradients_.on_cpu = pack_for_cpu(&gradients_.entries);
@@ -193,15 +189,19 @@ class Collector {
     }
   }
 
-  static bool is_on_gpu(const c10::TensorImpl* impl) {
-    return accelerator::is_plain(impl) && cuda_launchers() != nullptr;
+  bool is_on_gpu(const c10::TensorImpl* impl) const {
+    return accelerator::is_plain(impl) && takes_gpu(takes_);
+  }
+
+  bool is_on_cpu(const c10::TensorImpl* impl) const {
+    return impl->key_set() == plain_cpu_keys() && takes_cpu(takes_);
   }
 
   // Fills `entry` from a plain gradient; false for any other.
   bool pack(const at::Tensor& grad, TensorEntry* entry) const {
     c10::TensorImpl* const impl = grad.unsafeGetTensorImpl();
     const c10::Storage& storage = impl->unsafe_storage();
-    if (!storage || (impl->key_set() != plain_cpu_keys() && !is_on_gpu(impl)) ||
+    if (!storage || (!is_on_cpu(impl) && !is_on_gpu(impl)) ||
         !to_dtype(grad.scalar_type(), &entry->dtype) || !impl->is_non_overlapping_and_dense() ||
         has_tangent(grad)) {
       return false;
@@ -231,7 +231,7 @@ class Collector {
   void refuse(const at::Tensor grad) {
     prepare_for_python();
     check_writable(grad);
-    const std::string reason = why_unsupported(grad);
+    const std::string reason = why_unsupported(grad, takes_);
     if (std::find(reasons_.begin(), reasons_.end(), reason) == reasons_.end()) {
       reasons_.push_back(reason);
     }
@@ -378,6 +378,7 @@ class Collector {
   std::vector<int32_t> sharing_;  // entries whose memory may be shared, ascending
   std::vector<std::string> reasons_;
   bool writes_;
+  Takes takes_;
   bool python_ran_ = false;
   bool all_may_share_ = false;
 };

@@ -3,6 +3,7 @@
 // CPU.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -43,6 +44,12 @@ struct GpuNorm {
   at::Tensor total_norm;  // on the first gradient's device
   Coef clip_coef;         // the same; not set by a single kernel
 };
+
+// How every clip is launched.
+inline std::atomic<CudaMode>& clip_mode() {
+  static std::atomic<CudaMode> mode{CudaMode::kChoose};
+  return mode;
+}
 
 inline CudaSums sums_of(const Part& part, const NormOptions& options) {
   return {options.norm_type, part.partials, part.sums, nullptr, options.is_float64};
@@ -130,7 +137,7 @@ class NormOfParts {
     CudaResult result = result_on(part, &max_norm, &limit);
     result.error_if_nonfinite = options_.error_if_nonfinite;
     operation_.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
-      return launchers.clip(part.on_gpu, sums_of(part, options_), result, CudaMode::kChoose, device,
+      return launchers.clip(part.on_gpu, sums_of(part, options_), result, clip_mode(), device,
                             stream);
     });
   }

@@ -73,6 +73,18 @@ class ParameterList {
     return clip(Operation{"GradClipper"}, gradients, max_norm, last.get());
   }
 
+  Gradients collect(Takes takes = Takes::kNative) const {
+    Collector collector(sources_.size(), true, takes);
+    const auto object_at = [this](size_t i) {
+      return i < sources_.size() ? sources_[i].ptr() : nullptr;
+    };
+    for (size_t i = 0; i < sources_.size(); ++i) {
+      collector.look_ahead(i, object_at);
+      collector.add_parameter(sources_[i].ptr());
+    }
+    return collector.finish_parameters();
+  }
+
   const std::vector<py::object>& sources() const { return sources_; }
 
   void clear() {
@@ -145,18 +157,6 @@ class ParameterList {
     const c10::Device device = last.on_gpu->parts[0].device;
     const at::Tensor index = accelerator::upload(at::tensor(places, at::kLong), device);
     return at::cat({roots, at::zeros({1}, roots.options())}).index_select(0, index);
-  }
-
-  Gradients collect() const {
-    Collector collector(sources_.size(), true);
-    const auto object_at = [this](size_t i) {
-      return i < sources_.size() ? sources_[i].ptr() : nullptr;
-    };
-    for (size_t i = 0; i < sources_.size(); ++i) {
-      collector.look_ahead(i, object_at);
-      collector.add_parameter(sources_[i].ptr());
-    }
-    return collector.finish_parameters();
   }
 
   // The Python objects, not their tensors: a module's conversion may swap the tensor of a

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <utility>
 
-#include "work.h"
+#include "../gpu_work.h"
 
 namespace fastclip {
 namespace device {
@@ -77,27 +77,14 @@ bool takes_long_arguments() {
 }
 
 CudaList plan_list(TensorEntry* entries, int64_t size, char* const* targets) {
+  const Slots slots = assign_slots(entries, size);
   CudaList list{};
-  int64_t total_count = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    total_count += entries[i].count;
-    list.bytes += entries[i].count * element_size(entries[i].dtype);
-  }
-  const int64_t chunk_size = choose_gpu_chunk_size(total_count);
-  int64_t slots = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const bool is_large = !is_small(entries[i].count, entries[i].dtype);
-    if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;
-    entries[i].first_chunk = slots;
-    slots += is_large ? kWarps * chunks_of_large(reinterpret_cast<uint64_t>(entries[i].data),
-                                                 entries[i].count, entries[i].dtype, chunk_size)
-                      : 1;
-  }
   list.entries = entries;
   list.targets = targets;
+  list.bytes = slots.bytes;
   list.size = static_cast<int32_t>(size);
-  list.chunk_size = static_cast<int32_t>(chunk_size);
-  list.groups = static_cast<int32_t>((slots + kWarps - 1) / kWarps);
+  list.chunk_size = slots.chunk_size;
+  list.groups = slots.groups;
   const int64_t rows = targets != nullptr ? 2 * size : size;
   if (rows > kShortTable && !(rows <= kLongTable && takes_long_arguments())) {
     list.table_bytes = rows * kTableRowBytes;

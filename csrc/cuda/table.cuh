@@ -8,11 +8,6 @@
 
 namespace fastclip::device {
 
-// A count takes the upper bits of a word, its dtype the lowest two.
-constexpr int64_t pack_count(int64_t count, DType dtype) {
-  return count << 2 | static_cast<int64_t>(dtype);
-}
-
 template <int kCapacity>
 struct ArgumentTable {
   static constexpr int kTensors = kCapacity;

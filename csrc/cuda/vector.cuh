@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "work.h"
+#include "../gpu_work.h"
 
 namespace fastclip::device {
 

@@ -11,12 +11,14 @@ from .base import Backend, UnsupportedError, unsupported_message, warn_once
 from .native import NativeBackend
 from .native import instruction_set as instruction_set
 from .reference_backend import ReferenceBackend
+from .triton import TritonBackend, is_interpreted
 
 T = TypeVar("T")
 
 NATIVE = NativeBackend()
+TRITON = TritonBackend()
 REFERENCE = ReferenceBackend()
-BACKENDS: tuple[Backend, ...] = (NATIVE, REFERENCE)
+BACKENDS: tuple[Backend, ...] = (NATIVE, TRITON, REFERENCE)
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 
@@ -66,14 +68,16 @@ def dispatch(
         RuntimeError: the backend that the caller named cannot run this; says every reason.
     """
     check_backend(who, name, foreach)
+    warning = None
     for backend in _candidates(name, foreach):
+        if backend is REFERENCE and warning is not None:
+            warn_once(warning)
         try:
             return attempt(backend)
         except UnsupportedError as error:
             if name is not None:
                 raise RuntimeError(unsupported_message(who, name, error.reasons)) from None
-            if error.warning is not None:
-                warn_once(error.warning)
+            warning = warning or error.warning
     raise AssertionError("the reference backend runs everything or raises torch's own error")
 
 
@@ -82,5 +86,7 @@ def _candidates(name: str | None, foreach: bool | None) -> Iterator[Backend]:
         yield REFERENCE
         return
     for backend in BACKENDS:
-        if name in (None, backend.name):
+        # Interpreted kernels are for those who name them.
+        is_chosen = name is None and not (backend is TRITON and is_interpreted())
+        if is_chosen or name == backend.name:
             yield backend

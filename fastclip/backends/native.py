@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._build import build_info, torch_mismatch
 from .base import NonFiniteError, UnsupportedError, warn_once
+from .clip_mode import MODES, follow_clip_mode
 
 ISA_VARIABLE = "FASTCLIP_ISA"
 
@@ -100,6 +101,11 @@ class NativeParameters:
         return self._list.parameter_norms()
 
 
+def translated(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of what ``packer`` returned; its errors become those of ``base``."""
+    return _run(_extension(), function, *arguments)
+
+
 def _run(c: types.ModuleType, function: Callable[..., T], *arguments: object) -> T:
     """Call a function of the extension; its errors become those of ``base``."""
     try:
@@ -139,6 +145,11 @@ def _warning_of(reasons: Sequence[str]) -> str | None:
         if reason.startswith("device cuda") and NO_KERNELS in reason and info["mode"] != "cpu":
             return f"fastclip: {WITHOUT_KERNELS}: {NO_KERNELS}: {info['cuda_reason']}"
     return None
+
+
+def packer() -> types.ModuleType | None:
+    """Return the extension if it can pack lists for other backends' kernels."""
+    return _load()[0]
 
 
 def instruction_set() -> str | None:
@@ -199,6 +210,7 @@ def _load() -> tuple[types.ModuleType | None, tuple[str, ...]]:
     except ImportError as error:
         return None, (f"fastclip._C cannot be imported: {error}",)
     _select_instruction_set(_C)
+    follow_clip_mode(lambda mode: _C.set_clip_mode(MODES.index(mode)))
     return _C, ()
 
 

@@ -3,7 +3,7 @@
 namespace fastclip::kernel_tests {
 namespace {
 
-constexpr int64_t kSmallBytes = 4096;  // as in work.h; these lists are to straddle it
+constexpr int64_t kSmallBytes = 4096;  // as in gpu_work.h; these lists are to straddle it
 constexpr size_t kVectorBytes = 16;
 
 DType dtype_of(size_t index) { return kAllDTypes[index % kDTypes]; }

@@ -11,7 +11,7 @@ SCALE_KERNELS = "csrc/cuda/scale.cu"
 TABLE = "csrc/cuda/table.cuh"
 TABLE_WRITER = "csrc/cuda/table.cu"
 VECTOR = "csrc/cuda/vector.cuh"
-WORK = "csrc/cuda/work.h"
+WORK = "csrc/gpu_work.h"
 LAUNCHERS = "csrc/cuda/launchers.cpp"
 COEFFICIENT = "csrc/coefficient.h"
 

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../tensor_list.h"
+#include "tensor_list.h"
 
 namespace fastclip::device {
 
@@ -39,6 +39,11 @@ constexpr int kTableRowBytes = 20;
 constexpr int kShortTable = (4096 - kArguments) / kTableRowBytes / 2 * 2;
 constexpr int kLongTable = (32764 - kArguments) / kTableRowBytes / 2 * 2;
 
+// A count takes the upper bits of a word, its dtype the lowest two.
+constexpr int64_t pack_count(int64_t count, DType dtype) {
+  return count << 2 | static_cast<int64_t>(dtype);
+}
+
 // Elements before the first 16-byte boundary. They belong to the first chunk, so that all others
 // begin on a boundary.
 constexpr int64_t head_of(uint64_t address, int64_t count, DType dtype) {
@@ -54,6 +59,34 @@ constexpr int64_t chunks_of_large(uint64_t address, int64_t count, DType dtype,
                                   int64_t chunk_size) {
   const int64_t aligned = count - head_of(address, count, dtype);
   return (aligned + chunk_size - 1) / chunk_size;  // at least one: a large tensor has > 16 bytes
+}
+
+// What a list comes to once every entry has its first slot.
+struct Slots {
+  int64_t bytes;
+  int32_t chunk_size;
+  int32_t groups;
+};
+
+// Sets `first_chunk` of every entry to its first slot.
+inline Slots assign_slots(TensorEntry* entries, int64_t size) {
+  int64_t total_count = 0, bytes = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    total_count += entries[i].count;
+    bytes += entries[i].count * element_size(entries[i].dtype);
+  }
+  const int64_t chunk_size = choose_gpu_chunk_size(total_count);
+  int64_t slots = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const bool is_large = !is_small(entries[i].count, entries[i].dtype);
+    if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;
+    entries[i].first_chunk = slots;
+    slots += is_large ? kWarps * chunks_of_large(reinterpret_cast<uint64_t>(entries[i].data),
+                                                 entries[i].count, entries[i].dtype, chunk_size)
+                      : 1;
+  }
+  return {bytes, static_cast<int32_t>(chunk_size),
+          static_cast<int32_t>((slots + kWarps - 1) / kWarps)};
 }
 
 }  // namespace fastclip::device

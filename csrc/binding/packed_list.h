@@ -1,0 +1,71 @@
+// A list for Triton's kernels, which Python launches: the walk, the checks and the packing are
+// those of the native backend.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../gpu_work.h"
+#include "cpu.h"
+
+namespace fastclip {
+
+class PackedList {
+ public:
+  explicit PackedList(Gradients gradients) : gradients_(std::move(gradients)) {
+    const size_t size = gradients_.entries.size();
+    for (size_t i = 0; i < size; ++i) {
+      if (gradients_.device_of(i) != gradients_.device_of(0)) {
+        throw Unsupported{{"gradients on several devices (supported: one)"}};
+      }
+      mix_ |= 1 << static_cast<int>(gradients_.entries[i].dtype);
+    }
+    slots_ = device::assign_slots(gradients_.entries.data(), static_cast<int64_t>(size));
+  }
+
+  size_t size() const { return gradients_.entries.size(); }
+  int64_t bytes() const { return slots_.bytes; }
+  int32_t chunk_size() const { return slots_.chunk_size; }
+  int32_t groups() const { return slots_.groups; }
+  // A bit for the code of each dtype in the list.
+  int mix() const { return mix_; }
+  bool has_float64() const { return gradients_.has_float64; }
+  // The number of the GPU; -1 for CPU tensors, and without any.
+  int device() const {
+    const bool is_on_gpu = !gradients_.entries.empty() && gradients_.is_on_gpu;
+    return is_on_gpu ? gradients_.device_of(0).index() : -1;
+  }
+  // The entry of each source, -1 where `.grad` is None.
+  const std::vector<int32_t>& places() const { return gradients_.entry_of_source; }
+
+  // Writes the words that kernels are given to a host tensor: the fields, then a column each of
+  // addresses, counts with dtypes, first slots and, if there are any, targets.
+  void write(const at::Tensor& words, const std::vector<int64_t>& fields,
+             const std::vector<uint64_t>& targets) const {
+    TORCH_CHECK_VALUE(words.is_contiguous() && words.device().is_cpu(),
+                      "PackedList: words must lie", " in host memory, one after another");
+    const size_t size = fields.size() + 3 * gradients_.entries.size() + targets.size();
+    TORCH_CHECK_VALUE(words.numel() == static_cast<int64_t>(size), "PackedList: words must be ",
+                      size, " (got ", words.numel(), ")");
+    auto* word = words.mutable_data_ptr<int64_t>();
+    for (const int64_t field : fields) *word++ = field;
+    for (const TensorEntry& entry : gradients_.entries) {
+      *word++ = static_cast<int64_t>(reinterpret_cast<uint64_t>(entry.data));
+    }
+    for (const TensorEntry& entry : gradients_.entries) {
+      *word++ = device::pack_count(entry.count, entry.dtype);
+    }
+    for (const TensorEntry& entry : gradients_.entries) *word++ = entry.first_chunk;
+    for (const uint64_t target : targets) *word++ = static_cast<int64_t>(target);
+  }
+
+  void bump() const { bump_versions(gradients_); }
+
+ private:
+  Gradients gradients_;
+  device::Slots slots_{};
+  int mix_ = 0;
+};
+
+}  // namespace fastclip

@@ -1,0 +1,31 @@
+// Which tensors a list may hold: those that this extension's kernels take, or those that Triton's
+// kernels take, on a GPU or, in Triton's interpreter, on the CPU.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "../launch_cuda.h"
+
+namespace fastclip {
+
+enum class Takes { kNative, kGpu, kCpu };
+
+inline bool takes_cpu(Takes takes) { return takes != Takes::kGpu; }
+
+inline bool takes_gpu(Takes takes) {
+  return takes == Takes::kNative ? cuda_launchers() != nullptr : takes == Takes::kGpu;
+}
+
+inline bool is_supported_device(const at::Tensor& grad, Takes takes) {
+  return (grad.device().is_cpu() && takes_cpu(takes)) ||
+         (grad.device().is_cuda() && takes_gpu(takes));
+}
+
+inline const char* supported_devices(Takes takes) {
+  if (takes == Takes::kGpu) return " (supported: cuda)";
+  if (takes == Takes::kCpu) return " (supported in Triton's interpreter: cpu)";
+  return takes_gpu(takes) ? " (supported: cpu, cuda)"
+                          : " (supported: cpu; fastclip._C has no CUDA kernels)";
+}
+
+}  // namespace fastclip

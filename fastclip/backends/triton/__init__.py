@@ -1,0 +1,323 @@
+"""The backend "triton": the same algorithm as the CUDA kernels, for GPUs without a built extension.
+
+Only this package imports triton, and only when a call needs its kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..base import NO_CLIP_YET, NonFiniteError, UnsupportedError
+from ..checks import are_plain
+from .packing import DTYPES, PackedList, pack_parameters, pack_tensors, prepared_pack
+
+INTERPRET_VARIABLE = "TRITON_INTERPRET"
+"""Triton's own: its interpreter runs the kernels, on CPU tensors."""
+
+NO_GPU = "torch sees no GPU"
+
+OLDEST = (3, 6)
+"""The release of triton that the oldest supported torch comes with."""
+
+
+class TritonBackend:
+    """Run every operation in Triton kernels; tensors that they do not know are refused."""
+
+    name = "triton"
+
+    def unavailable_reasons(self, device_type: str) -> list[str]:
+        supported = "cpu" if is_interpreted() else "cuda"
+        if device_type != supported:
+            because = f"; {INTERPRET_VARIABLE} is set" if is_interpreted() else ""
+            return [f"device {device_type} (supported: {supported}{because})"]
+        reasons = list(_load()[1])
+        if device_type == "cuda":
+            reasons += _gpu_reasons() if not reasons else []
+        return reasons
+
+    def clip_grad_norm_(
+        self,
+        parameters: list[Tensor],
+        max_norm: float | Tensor,
+        norm_type: float,
+        error_if_nonfinite: bool,
+        foreach: bool | None,
+    ) -> Tensor:
+        _check_available()
+        pack = functools.partial(pack_parameters, parameters, is_interpreted())
+        return _clip("clip_grad_norm_", pack, max_norm, norm_type, error_if_nonfinite, keep=_ignore)
+
+    def get_total_norm(
+        self,
+        tensors: list[Tensor],
+        norm_type: float,
+        error_if_nonfinite: bool,
+        foreach: bool | None,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        _check_available()
+        _check_norm_type(norm_type)
+        packed = pack_tensors(tensors, is_interpreted())
+        is_float64 = packed.has_float64 if dtype is None else dtype == torch.float64
+        if packed.size == 0:
+            return torch.zeros((), dtype=torch.float64 if is_float64 else torch.float32)
+        launches = _launches(packed)
+        if error_if_nonfinite:
+            _check_not_capturing("get_total_norm", packed)
+        norm = launches.take_norm(packed, norm_type, is_float64)
+        if error_if_nonfinite:
+            _check_finite(launches, packed, norm.total_norm)
+        return norm.total_norm
+
+    def clip_grads_with_norm_(
+        self,
+        parameters: list[Tensor],
+        max_norm: float | Tensor,
+        total_norm: Tensor,
+        foreach: bool | None,
+    ) -> None:
+        _check_available()
+        if not _is_plain_scalar(total_norm):
+            raise UnsupportedError(["total_norm must be a plain 0-dim floating-point tensor"])
+        packed = pack_parameters(parameters, is_interpreted())
+        if packed.size == 0:
+            return
+        launches = _launches(packed)
+        limit = _limit(max_norm, packed)
+        if _is_on(packed, total_norm):
+            launches.scale(packed, total_norm, limit)
+        elif total_norm.is_cpu and not isinstance(limit, Tensor):
+            launches.scale_by(packed, float(reference.clip_coefficient(limit, total_norm)))
+        else:
+            raise UnsupportedError(["total_norm must be on the gradients' device or the CPU"])
+        packed.bump_versions()
+
+    def clip_grad_value_(
+        self, parameters: list[Tensor], clip_value: float, foreach: bool | None
+    ) -> None:
+        _check_available()
+        packed = pack_parameters(parameters, is_interpreted())
+        _check_clip_value(packed, clip_value)
+        if packed.size > 0:
+            _launches(packed).clamp(packed, clip_value)
+            packed.bump_versions()
+
+    def prepare(self, parameters: list[Tensor]) -> TritonParameters:
+        _check_available()
+        return TritonParameters(parameters)
+
+    def scaled(self, tensors: list[Tensor], clip_coef: float) -> list[Tensor]:
+        """Return new tensors, ``tensors[i] * clip_coef``."""
+        _check_available()
+        packed = pack_tensors(tensors, is_interpreted())
+        results = [torch.empty_like(tensor) for tensor in tensors]
+        if packed.size > 0:
+            _launches(packed).scale_into(packed, results, clip_coef)
+        return results
+
+
+class TritonParameters:
+    """A parameter set; ``.grad`` is read anew at each clip."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self._pack = prepared_pack(parameters, is_interpreted())
+        self._norms: Callable[[], Tensor] | None = None
+
+    def clip_grad_norm_(
+        self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
+    ) -> Tensor:
+        """Clip in one walk. Raises ``UnsupportedError`` or ``NonFiniteError`` before any write."""
+        return _clip(
+            "GradClipper", self._pack, max_norm, norm_type, error_if_nonfinite, keep=self._keep
+        )
+
+    def _keep(self, norms: Callable[[], Tensor]) -> None:
+        self._norms = norms
+
+    def parameter_norms(self) -> Tensor:
+        """Return the last call's norm per parameter, shape (number of parameters,)."""
+        if self._norms is None:
+            raise RuntimeError(NO_CLIP_YET)
+        return self._norms()
+
+
+def is_interpreted() -> bool:
+    """Tell whether Triton is told to interpret its kernels, on CPU tensors."""
+    return os.environ.get(INTERPRET_VARIABLE, "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _clip(
+    who: str,
+    pack: Callable[[], PackedList],
+    max_norm: float | Tensor,
+    norm_type: float,
+    error_if_nonfinite: bool,
+    *,
+    keep: Callable[[Callable[[], Tensor]], None],
+) -> Tensor:
+    """Clip a list; ``keep`` receives what makes the norms of parameters, also before an error."""
+    _check_norm_type(norm_type)
+    packed = pack()
+    if packed.size == 0:
+        keep(functools.partial(torch.zeros, len(packed.places)))
+        return torch.zeros(())
+    launches = _launches(packed)
+    limit = _limit(max_norm, packed)
+    if error_if_nonfinite:
+        _check_not_capturing(who, packed)
+    norm = launches.clip(packed, limit, norm_type, error_if_nonfinite)
+    keep(functools.partial(launches.parameter_norms, norm))
+    if error_if_nonfinite:
+        _check_finite(launches, packed, norm.total_norm)
+    packed.bump_versions()
+    return norm.total_norm
+
+
+def _ignore(_: Callable[[], Tensor]) -> None:
+    pass
+
+
+def _check_available() -> None:
+    # Asked before anything else: lists on the CPU come here when the native backend refuses them.
+    if not is_interpreted() and not _has_gpu():
+        raise UnsupportedError([NO_GPU])
+
+
+def _check_norm_type(norm_type: float) -> None:
+    if not norm_type > 0:
+        raise UnsupportedError([f"norm_type {norm_type} (supported: above 0, and inf)"])
+
+
+def _check_clip_value(packed: PackedList, clip_value: float) -> None:
+    # torch refuses a finite bound that a gradient's dtype cannot hold, and has its own rules for
+    # negative and NaN bounds: those go to the reference backend.
+    if math.copysign(1.0, clip_value) < 0 or math.isnan(clip_value):
+        raise UnsupportedError(["clip_value must not be negative or nan"])
+    if math.isinf(clip_value):
+        return
+    for code, dtype in enumerate(DTYPES):
+        if packed.mix & 1 << code and clip_value > torch.finfo(dtype).max:
+            raise UnsupportedError([f"clip_value does not fit {str(dtype).removeprefix('torch.')}"])
+
+
+def _check_not_capturing(who: str, packed: PackedList) -> None:
+    if packed.device >= 0 and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{who}: error_if_nonfinite must be False while a CUDA graph is captured (the norm "
+            "would have to be read back)"
+        )
+
+
+def _check_finite(launches: ModuleType, packed: PackedList, total_norm: Tensor) -> None:
+    """Raise ``NonFiniteError`` when the norm is inf or nan. Synchronises with its device."""
+    if bool(torch.isfinite(total_norm)):
+        return
+    maxima = launches.take_norm(packed, math.inf, False).sums.tolist()
+    is_bad = [not math.isfinite(maximum) for maximum in maxima]
+    raise NonFiniteError(
+        [i for i, place in enumerate(packed.places) if place >= 0 and is_bad[place]]
+    )
+
+
+def _is_plain_scalar(tensor: Tensor) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dim() == 0
+        and tensor.dtype in DTYPES
+        and are_plain([tensor])
+    )
+
+
+def _is_on(packed: PackedList, tensor: Tensor) -> bool:
+    """Tell whether a tensor lies where kernels can read it beside the list."""
+    return (
+        tensor.is_cpu
+        if packed.device < 0
+        else tensor.is_cuda and tensor.get_device() == packed.device
+    )
+
+
+def _limit(max_norm: float | Tensor, packed: PackedList) -> float | Tensor:
+    """Return a number, or a tensor that lies on a GPU: no wait for it here."""
+    if not isinstance(max_norm, Tensor):
+        return float(max_norm)
+    if max_norm.is_cpu:
+        return float(max_norm.detach())
+    if packed.device < 0 or not max_norm.is_cuda or not _is_plain_scalar(max_norm):
+        raise UnsupportedError(
+            [
+                f"max_norm is on device {max_norm.device} (supported: cpu, and for gradients on "
+                "cuda a plain 0-dim floating-point tensor there)"
+            ]
+        )
+    return max_norm.detach()
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def _gpu_reasons() -> list[str]:
+    if not _has_gpu():
+        return [NO_GPU]
+    reason = _why_device_cannot(torch.cuda.current_device())
+    return [] if reason is None else [reason]
+
+
+def _launches(packed: PackedList) -> ModuleType:
+    """Return the module that launches kernels, after all that may keep it from running is asked."""
+    launches, reasons = _load()
+    if launches is None:
+        raise UnsupportedError(reasons)
+    reason = _why_device_cannot(packed.device) if packed.device >= 0 else None
+    if reason is not None:
+        raise UnsupportedError([reason])
+    return launches
+
+
+_usable: set[int] = set()
+
+
+def _why_device_cannot(index: int) -> str | None:
+    """Say why kernels cannot run on a GPU, or nothing. Asked once: one that can, stays."""
+    if index in _usable:
+        return None
+    launches = _load()[0]
+    try:
+        if launches is not None:
+            launches.check(index)
+    except Exception as error:  # noqa: BLE001 - a compiler or a driver may raise anything
+        first = str(error).partition("\n")[0]
+        return f"Triton cannot run on device cuda:{index}: {type(error).__name__}: {first}"
+    _usable.add(index)
+    return None
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, tuple[str, ...]]:
+    """Import triton and the kernels once, or collect the reasons why they cannot be used."""
+    try:
+        import triton
+    except ImportError as error:
+        return None, (f"triton cannot be imported: {error}",)
+    version = triton.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return None, (f"triton {version} is too old (supported: {oldest} and later)",)
+    try:
+        from . import launches
+    except (ImportError, AttributeError) as error:
+        return None, (f"triton {version} cannot be used: {error}",)
+    if launches.is_interpreted() != is_interpreted():
+        state = "set" if is_interpreted() else "unset"
+        return None, (f"{INTERPRET_VARIABLE} was {state} after triton was imported",)
+    return launches, ()

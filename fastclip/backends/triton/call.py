@@ -1,0 +1,167 @@
+"""A call's words and memory on the device, and the launch of a kernel on them."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Mapping, Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from .device import words
+from .device.kernels import clip_kernel
+from .device.reduce import THREADS
+from .device.table import WORDS, write_words_kernel
+from .packing import PackedList
+
+PROGRAMS_EACH = 2
+"""Programs on a multiprocessor: MAX_REGISTERS and 256 threads let that many be resident."""
+
+MAX_REGISTERS = 128
+
+PROGRAM_BYTES = 1 << 16
+"""Fewer bytes than this for a program are not worth one."""
+
+INTERPRETED_PROGRAMS = 5
+"""In Triton's interpreter, where programs run one after another: an odd number of them."""
+
+WORD_BYTES = 8
+
+Kernel = triton.JITFunction
+Field = triton.language.constexpr
+
+
+@functools.cache
+def is_interpreted() -> bool:
+    """Tell whether Triton's interpreter runs the kernels."""
+    return not isinstance(clip_kernel, triton.JITFunction)
+
+
+class Call:
+    """A packed list and the device memory of one call: its words, partials and sums."""
+
+    def __init__(self, packed: PackedList, targets: Sequence[Tensor] = ()) -> None:
+        self.packed = packed
+        self.device = torch.device("cpu" if packed.device < 0 else f"cuda:{packed.device}")
+        self._held = list(targets)
+        self._targets = [target.data_ptr() for target in targets]
+        self._used = words.FIELDS.value + 3 * packed.size + len(targets)
+        # As many as write_words_kernel writes: it knows no mask.
+        partials = -(-self._used // WORDS) * WORDS
+        self._sums = partials + packed.groups
+        self._memory = torch.empty(self._sums + packed.size, dtype=torch.int64, device=self.device)
+        self.address = self._memory.data_ptr()
+        self._fields = [0] * words.FIELDS.value
+        self.set(words.TENSORS, packed.size)
+        self.set(words.CHUNK_SIZE, packed.chunk_size)
+        self.set(words.GROUPS, packed.groups)
+        self.set(words.PARTIALS, self.address + WORD_BYTES * partials)
+        self.set(words.SUMS, self.address + WORD_BYTES * self._sums)
+
+    def set(self, field: Field, value: int) -> None:
+        """Set a field that holds an integer."""
+        self._fields[field.value] = value
+
+    def set_number(self, field: Field, value: float) -> None:
+        """Set a field that holds a float64."""
+        (bits,) = struct.unpack("<q", struct.pack("<d", value))
+        self.set(field, bits)
+
+    def point(self, field: Field, tensor: Tensor) -> None:
+        """Set a field that holds an address; the tensor lives until the launches are made."""
+        self._held.append(tensor)
+        self.set(field, tensor.data_ptr())
+
+    def sums(self) -> Tensor:
+        """Return what the kernels wrote for each tensor, before the root."""
+        return self._memory[self._sums :].view(torch.float64)
+
+    def upload(self) -> None:
+        """Bring the words to the device, behind what its stream holds already."""
+        if self.device.type == "cpu":
+            self._write(self._memory[: self._used])
+        elif torch.cuda.is_current_stream_capturing():
+            self._upload_in_arguments()
+        else:
+            # torch keeps pinned memory from other uses until the copy is done.
+            pinned = torch.empty(self._used, dtype=torch.int64, pin_memory=True)
+            self._write(pinned)
+            self._memory[: self._used].copy_(pinned, non_blocking=True)
+
+    def _upload_in_arguments(self) -> None:
+        """A graph's replay must find the words again: they travel in arguments of kernels."""
+        host = torch.empty(self._used, dtype=torch.int64)
+        self._write(host)
+        values = host.tolist()
+        for first in range(0, len(values), WORDS):
+            part = values[first : first + WORDS]
+            part += [0] * (WORDS - len(part))
+            launch(write_words_kernel, self.device, 1, self.address, first, *part)
+
+    def _write(self, host: Tensor) -> None:
+        self.packed.write(host, self._fields, self._targets)
+
+    def programs(self) -> int:
+        """Return how many programs the list has work for."""
+        if is_interpreted():
+            return max(1, min(INTERPRETED_PROGRAMS, self.packed.groups))
+        useful = min(self.packed.groups, self.packed.bytes // PROGRAM_BYTES)
+        return max(1, min(_resident_programs(self.device.index), useful))
+
+    def launch(
+        self,
+        kernel: Kernel,
+        programs: int | None = None,
+        is_cooperative: bool = False,
+        **constants: int,
+    ) -> None:
+        """Launch a kernel on the list, on as many programs as it has work for."""
+        count = self.programs() if programs is None else programs
+        launch(kernel, self.device, count, self.address, is_cooperative=is_cooperative, **constants)
+
+
+def launch(
+    kernel: Kernel,
+    device: torch.device,
+    programs: int,
+    *arguments: int,
+    is_cooperative: bool = False,
+    **constants: int,
+) -> None:
+    """Launch a kernel on the current stream of a device, which must be current."""
+    kernel[(programs,)](*arguments, **constants, **_options(device, is_cooperative))
+
+
+def _options(device: torch.device, is_cooperative: bool = False) -> Mapping[str, int | bool]:
+    """Return the options of a launch, the same for every list."""
+    if is_interpreted():
+        return {}
+    warp_size = _properties(device.index).warp_size
+    return compile_options(warp_size, torch.version.hip is None, is_cooperative)
+
+
+@functools.cache
+def compile_options(warp_size: int, is_nvidia: bool, is_cooperative: bool) -> dict[str, int | bool]:
+    """Return what Triton compiles a kernel with."""
+    options: dict[str, int | bool] = {
+        "num_warps": THREADS.value // warp_size,
+        "num_stages": 1,
+        # A product that is added is rounded first unless the source says fma.
+        "enable_fp_fusion": False,
+    }
+    if is_nvidia:
+        options["maxnreg"] = MAX_REGISTERS
+    if is_cooperative:
+        options["launch_cooperative_grid"] = True
+    return options
+
+
+@functools.cache
+def _properties(index: int) -> torch._C._CudaDeviceProperties:
+    return torch.cuda.get_device_properties(index)
+
+
+def _resident_programs(index: int) -> int:
+    return PROGRAMS_EACH * _properties(index).multi_processor_count

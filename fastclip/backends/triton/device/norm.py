@@ -1,0 +1,249 @@
+"""The norm in two phases, as Triton functions: every group's partial; then what all of them make.
+
+The fused kernel runs both with a barrier between them, the split ones in a launch each. Every order
+of additions is fixed by the list, so that equal inputs give equal bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .reduce import (
+    ABS_MAX,
+    INF,
+    POWER_SUM,
+    SUM_SQ,
+    SUM_SQ_WIDE,
+    join,
+    join_all,
+    reduce_rescued,
+    reduce_rows,
+)
+from .words import (
+    CHUNK_SIZE,
+    CLIP_COEF,
+    CODES,
+    ERROR_IF_NONFINITE,
+    FOUND_INF,
+    GROUPS,
+    INV_SCALE,
+    IS_FLOAT64,
+    MAX_NORM,
+    MAX_NORM_TENSOR,
+    NORM_TYPE,
+    PARTIALS,
+    SLOTS,
+    SUMS,
+    TENSORS,
+    TOTAL,
+    TOTAL_NORM,
+    addresses,
+    begin_of,
+    chunks_of,
+    code_of,
+    count_of,
+    end_of,
+    field,
+    find_tensor,
+    first_slots,
+    float32_at,
+    float64_at,
+    is_small,
+    number,
+    packed_counts,
+    size_of,
+    type_of,
+)
+
+PARTIALS_BLOCK = tl.constexpr(512)
+CHUNKS_BLOCK = tl.constexpr(32)
+EPS = tl.constexpr(1e-6)  # torch's: keeps the coefficient finite when every gradient is 0
+ONE_BITS = tl.constexpr(0x3F800000)  # of a float32 1
+
+
+@triton.jit
+def reduce_small(
+    call_ptr, tensors, tensor, slot, sums, norm_type, MIX: tl.constexpr, KIND: tl.constexpr
+):
+    """Reduce a group of small tensors and write the sum of each."""
+    row = tl.arange(0, SLOTS)
+    mine = tensor + row
+    # The slots that follow belong to the tensors that follow, up to the next large one.
+    first_slot = tl.load(first_slots(call_ptr, tensors) + mine, mask=mine < tensors, other=-1)
+    is_mine = first_slot == slot + row
+    address = tl.load(addresses(call_ptr) + mine, mask=is_mine, other=0)
+    packed = tl.load(packed_counts(call_ptr, tensors) + mine, mask=is_mine, other=0)
+    values = tl.zeros([SLOTS], tl.float64)
+    for CODE in tl.static_range(CODES):
+        if MIX & (1 << CODE):
+            counts = tl.where(code_of(packed) == CODE, count_of(packed), 0)
+            found = reduce_rows(address, counts, norm_type, type_of(CODE), KIND)
+            values = join(values, found, KIND)
+    if sums != 0:
+        tl.store(float64_at(sums) + mine, values, mask=is_mine)
+    return join_all(values, KIND)
+
+
+@triton.jit
+def reduce_large(
+    call_ptr, tensors, tensor, slot, sums, norm_type, MIX: tl.constexpr, KIND: tl.constexpr
+):
+    """Reduce a chunk; where it is all of its tensor, write that one's sum."""
+    chunk_size = field(call_ptr, CHUNK_SIZE)
+    address = tl.load(addresses(call_ptr) + tensor)
+    packed = tl.load(packed_counts(call_ptr, tensors) + tensor)
+    chunk = (slot - tl.load(first_slots(call_ptr, tensors) + tensor)) // SLOTS
+    begin = begin_of(address, packed, chunk, chunk_size)
+    count = end_of(address, packed, chunk, chunk_size) - begin
+    data = address + begin * size_of(packed)
+    value = tl.zeros([], tl.float64)
+    for CODE in tl.static_range(CODES):
+        if MIX & (1 << CODE):
+            if code_of(packed) == CODE:
+                value = reduce_rescued(data, count, norm_type, type_of(CODE), KIND)
+    if sums != 0 and chunks_of(address, packed, chunk_size) == 1:
+        tl.store(float64_at(sums) + tensor, value)
+    return value
+
+
+@triton.jit
+def reduce_group(call_ptr, tensors, group, sums, norm_type, MIX: tl.constexpr, KIND: tl.constexpr):
+    """Return the value of a group of slots."""
+    slot = group * SLOTS
+    tensor = find_tensor(call_ptr, tensors, slot)
+    if is_small(tl.load(packed_counts(call_ptr, tensors) + tensor)):
+        value = reduce_small(call_ptr, tensors, tensor, slot, sums, norm_type, MIX, KIND)
+    else:
+        value = reduce_large(call_ptr, tensors, tensor, slot, sums, norm_type, MIX, KIND)
+    return value
+
+
+@triton.jit
+def reduce_groups(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF: tl.constexpr):
+    """The first phase. A program takes groups b, b + G, ...; each partial has one writer."""
+    tensors = field(call_ptr, TENSORS)
+    sums = field(call_ptr, SUMS)
+    norm_type = number(call_ptr, NORM_TYPE)
+    partials_ptr = float64_at(field(call_ptr, PARTIALS))
+    for group in range(tl.program_id(0).to(tl.int64), field(call_ptr, GROUPS), tl.num_programs(0)):
+        value = reduce_group(call_ptr, tensors, group, sums, norm_type, MIX, KIND)
+        tl.store(partials_ptr + group, value)
+        if FINDS_INF:
+            if not (value < INF):
+                # A sum may have overflowed without an inf among its elements.
+                if not (reduce_group(call_ptr, tensors, group, 0, norm_type, MIX, ABS_MAX) < INF):
+                    # An exchange, not a store: several programs may find one at the same time.
+                    found_ptr = field(call_ptr, FOUND_INF).to(tl.pointer_type(tl.int32))
+                    tl.atomic_xchg(found_ptr, ONE_BITS)
+
+
+@triton.jit
+def combine_partials(call_ptr, KIND: tl.constexpr):
+    """Combine all partials in one fixed order."""
+    partials_ptr = float64_at(field(call_ptr, PARTIALS))
+    groups = field(call_ptr, GROUPS)
+    lane = tl.arange(0, PARTIALS_BLOCK)
+    values = tl.zeros([PARTIALS_BLOCK], tl.float64)
+    for start in range(0, groups, PARTIALS_BLOCK):
+        partial = tl.load(partials_ptr + start + lane, mask=start + lane < groups, other=0.0)
+        values = join(values, partial, KIND)
+    return join_all(values, KIND)
+
+
+@triton.jit
+def write_sums(call_ptr, KIND: tl.constexpr):
+    """Write the sums of tensors of several chunks; those of the others are written already."""
+    sums = field(call_ptr, SUMS)
+    if sums != 0:
+        tensors = field(call_ptr, TENSORS)
+        chunk_size = field(call_ptr, CHUNK_SIZE)
+        partials_ptr = float64_at(field(call_ptr, PARTIALS))
+        column = tl.arange(0, CHUNKS_BLOCK)[None, :]
+        step = tl.num_programs(0) * SLOTS
+        for first in range(tl.program_id(0).to(tl.int64) * SLOTS, tensors, step):
+            mine = first + tl.arange(0, SLOTS)
+            mask = mine < tensors
+            address = tl.load(addresses(call_ptr) + mine, mask=mask, other=0)
+            packed = tl.load(packed_counts(call_ptr, tensors) + mine, mask=mask, other=0)
+            slot = tl.load(first_slots(call_ptr, tensors) + mine, mask=mask, other=0)
+            chunks = tl.where(is_small(packed), 0, chunks_of(address, packed, chunk_size))
+            row_ptr = partials_ptr + (slot // SLOTS)[:, None]
+            values = tl.zeros([SLOTS, CHUNKS_BLOCK], tl.float64)
+            if tl.max(chunks) > 1:
+                for start in range(0, tl.max(chunks), CHUNKS_BLOCK):
+                    inside = start + column < chunks[:, None]
+                    partial = tl.load(row_ptr + start + column, mask=inside, other=0.0)
+                    values = join(values, partial, KIND)
+                tl.store(float64_at(sums) + mine, join_all(values, KIND, 1), mask=chunks > 1)
+
+
+@triton.jit
+def root(total, norm_type, KIND: tl.constexpr):
+    """Return the norm of a sum."""
+    if KIND == POWER_SUM:
+        return tl.exp2(tl.log2(total) / norm_type)
+    if KIND == SUM_SQ or KIND == SUM_SQ_WIDE:
+        return tl.sqrt(total)
+    return total
+
+
+@triton.jit
+def clip_coefficient(total_norm, max_norm):
+    """Return (1 / (total_norm + eps)) * max_norm in the norm's dtype, clamped to 1; NaN stays."""
+    one = tl.full([], 1.0, total_norm.dtype)
+    eps = tl.full([], EPS, total_norm.dtype)
+    if total_norm.dtype == tl.float64:
+        clip_coef = (one / (total_norm + eps)) * max_norm
+    else:
+        clip_coef = tl.div_rn(one, total_norm + eps) * max_norm  # `/` approximates in float32
+    return tl.where(clip_coef > 1.0, one, clip_coef)
+
+
+@triton.jit
+def factor_in(call_ptr, norm, T: tl.constexpr):
+    """Round the norm to T, write it and its coefficient, and return what to multiply by."""
+    total_norm = norm.to(T)  # the coefficient follows from what is returned
+    max_norm = number(call_ptr, MAX_NORM).to(T)
+    max_norm_tensor = field(call_ptr, MAX_NORM_TENSOR)
+    if max_norm_tensor != 0:
+        max_norm = tl.load(max_norm_tensor.to(tl.pointer_type(T)))
+    clip_coef = clip_coefficient(total_norm, max_norm)
+    if tl.program_id(0) == 0:
+        norm_address = field(call_ptr, TOTAL_NORM)
+        if norm_address != 0:
+            tl.store(norm_address.to(tl.pointer_type(T)), total_norm)
+        coef_address = field(call_ptr, CLIP_COEF)
+        if coef_address != 0:
+            tl.store(coef_address.to(tl.pointer_type(T)), clip_coef)
+    inv_scale = tl.full([], 1.0, T)
+    inv_scale_address = field(call_ptr, INV_SCALE)
+    if inv_scale_address != 0:
+        inv_scale = tl.load(float32_at(inv_scale_address)).to(T)
+    # NaN is not >= 1: it is written, as torch writes it.
+    is_due = not (clip_coef >= 1.0 and inv_scale == 1.0)
+    is_finite = tl.abs(total_norm) < INF
+    is_due = is_due and (is_finite or field(call_ptr, ERROR_IF_NONFINITE) == 0)
+    return (clip_coef * inv_scale).to(tl.float64), is_due
+
+
+@triton.jit
+def finish_norm(call_ptr, KIND: tl.constexpr):
+    """The second phase, up to the factor. Every program computes it; the first writes results."""
+    total = combine_partials(call_ptr, KIND)
+    total_address = field(call_ptr, TOTAL)
+    if total_address != 0 and tl.program_id(0) == 0:
+        tl.store(float64_at(total_address), total)
+    norm = root(total, number(call_ptr, NORM_TYPE), KIND)
+    inv_scale_address = field(call_ptr, INV_SCALE)
+    if inv_scale_address != 0:
+        norm *= tl.abs(tl.load(float32_at(inv_scale_address)).to(tl.float64))
+    if field(call_ptr, IS_FLOAT64) != 0:
+        factor, is_due = factor_in(call_ptr, norm, tl.float64)
+    else:
+        factor, is_due = factor_in(call_ptr, norm, tl.float32)
+    found_inf = field(call_ptr, FOUND_INF)
+    if found_inf != 0:
+        # Set by the first phase or before the call: nothing may be written either way.
+        is_due = is_due and tl.load(float32_at(found_inf)) == 0.0
+    return factor, is_due

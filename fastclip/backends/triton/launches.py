@@ -1,0 +1,259 @@
+"""The host's side of a call: memory, words, grids and launches. Imported when a call needs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..clip_mode import AUTO, FUSED, clip_mode
+from .call import Call, is_interpreted, launch
+from .device import words
+from .device.kernels import (
+    clamp_kernel,
+    clip_kernel,
+    finish_and_scale_kernel,
+    finish_kernel,
+    reduce_kernel,
+    scale_into_kernel,
+    scale_kernel,
+)
+from .device.reduce import ABS_MAX, ABS_SUM, POWER_SUM, SUM_SQ, SUM_SQ_WIDE
+from .device.table import WORDS, write_words_kernel
+from .packing import PackedList
+
+REFUSALS = ("cooperative", "not supported", "NotSupported", "Code: 720", "Code: 801")
+"""In the errors of a driver that refuses a cooperative launch: nothing has run."""
+
+
+@dataclass
+class Norm:
+    """What a norm leaves behind.
+
+    Attributes:
+        total_norm: 0-dim, on the list's device.
+        sums: float64, before the root, one for each tensor.
+        norm_type: the p of the p-norm.
+        places: for each source its tensor's position, -1 where ``.grad`` is None.
+    """
+
+    total_norm: Tensor
+    sums: Tensor
+    norm_type: float
+    places: list[int]
+
+
+def kind_of(norm_type: float, is_float64: bool) -> int:
+    """Return what a kernel sums up for a norm."""
+    if norm_type == 2:
+        kind = SUM_SQ_WIDE if is_float64 else SUM_SQ
+    elif norm_type == 1:
+        kind = ABS_SUM
+    else:
+        kind = ABS_MAX if math.isinf(norm_type) else POWER_SUM
+    return kind.value
+
+
+def clip(
+    packed: PackedList,
+    max_norm: float | Tensor,
+    norm_type: float,
+    error_if_nonfinite: bool,
+    *,
+    found_inf: Tensor | None = None,
+    inv_scale: Tensor | None = None,
+) -> Norm:
+    """Take the norm and, where it exceeds ``max_norm``, rescale in place.
+
+    Args:
+        packed: the gradients.
+        max_norm: a number, or a 0-dim tensor on the list's device.
+        norm_type: above 0, or inf.
+        error_if_nonfinite: leave the gradients alone when the norm is not finite.
+        found_inf: 0-dim float32: set to 1 where a gradient is inf or NaN; nothing is written then.
+        inv_scale: 0-dim float32: gradients count and are written as multiples of it.
+    """
+    with _on(packed):
+        call = Call(packed)
+        norm = _point_at_results(call, norm_type, packed.has_float64)
+        _set_max_norm(call, max_norm, norm.total_norm.dtype)
+        call.set(words.ERROR_IF_NONFINITE, int(error_if_nonfinite))
+        if inv_scale is not None:
+            call.point(words.INV_SCALE, inv_scale)
+        if found_inf is not None:
+            call.point(words.FOUND_INF, found_inf)
+        call.upload()
+        kind = kind_of(norm_type, packed.has_float64)
+        _launch_clip(call, kind, int(found_inf is not None))
+    return norm
+
+
+def _launch_clip(call: Call, kind: int, finds_inf: int) -> None:
+    mode, mix = clip_mode(), call.packed.mix
+    is_capturing = call.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if mode == FUSED or (mode == AUTO and not is_capturing):
+        if mode == AUTO:
+            _load_split(call, kind, finds_inf)
+        programs = 1 if is_interpreted() else call.programs()
+        try:
+            call.launch(clip_kernel, programs, True, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+            return
+        except RuntimeError as error:
+            if mode == FUSED or not any(text in str(error) for text in REFUSALS):
+                raise
+    call.launch(reduce_kernel, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+    call.launch(finish_and_scale_kernel, MIX=mix, KIND=kind)
+
+
+def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
+    """Take the norm alone, in two launches."""
+    with _on(packed):
+        call = Call(packed)
+        norm = _point_at_results(call, norm_type, is_float64)
+        call.upload()
+        kind = kind_of(norm_type, is_float64)
+        call.launch(reduce_kernel, MIX=packed.mix, KIND=kind, FINDS_INF=0)
+        call.launch(finish_kernel, KIND=kind)
+    return norm
+
+
+def scale(packed: PackedList, total_norm: Tensor, max_norm: float | Tensor) -> None:
+    """Rescale in place by the coefficient of a norm on the list's device."""
+    with _on(packed):
+        call = Call(packed)
+        dtype = torch.promote_types(total_norm.dtype, torch.float32)
+        call.point(words.TOTAL_NORM, total_norm.to(dtype))
+        call.set(words.IS_FLOAT64, int(dtype == torch.float64))
+        _set_max_norm(call, max_norm, dtype)
+        call.upload()
+        call.launch(scale_kernel, MIX=packed.mix)
+
+
+def scale_by(packed: PackedList, clip_coef: float | Tensor) -> None:
+    """Multiply in place by a coefficient, or by one for each tensor; 1 and more change nothing.
+
+    Args:
+        packed: the gradients.
+        clip_coef: a number, or float32 or float64 on the list's device: 0-dim, or of shape (size,).
+    """
+    with _on(packed):
+        call = Call(packed)
+        _set_coefficient(call, clip_coef)
+        call.upload()
+        call.launch(scale_kernel, MIX=packed.mix)
+
+
+def scale_into(packed: PackedList, targets: Sequence[Tensor], clip_coef: float | Tensor) -> None:
+    """Write the gradients times a coefficient, as for ``scale_by``, to tensors of their layout."""
+    with _on(packed):
+        call = Call(packed, targets)
+        _set_coefficient(call, clip_coef)
+        call.upload()
+        call.launch(scale_into_kernel, MIX=packed.mix)
+
+
+def clamp(packed: PackedList, clip_value: float) -> None:
+    """Clamp in place to [-clip_value, clip_value]."""
+    with _on(packed):
+        call = Call(packed)
+        call.set_number(words.VALUE, clip_value)
+        call.upload()
+        call.launch(clamp_kernel, MIX=packed.mix)
+
+
+def parameter_norms(norm: Norm) -> Tensor:
+    """Compute the norm of each source from the sums: new memory, for the caller to change.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured, and the norms are not simply those of the tensors.
+    """
+    if norm.sums.is_cuda:
+        # The caller's stream may be another than the clip's.
+        norm.sums.record_stream(torch.cuda.current_stream(norm.sums.device))
+    roots = _roots(norm.sums, norm.norm_type).to(norm.total_norm.dtype)
+    size = len(roots)
+    if norm.places == list(range(size)):
+        return roots
+    if norm.sums.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "GradClipper: parameter_norms must be read outside of a CUDA graph's capture where "
+            "parameters have no gradient, or share one"
+        )
+    index = torch.tensor([size if place < 0 else place for place in norm.places])
+    if norm.sums.is_cuda:
+        index = index.pin_memory().to(norm.sums.device, non_blocking=True)
+    return torch.cat([roots, roots.new_zeros(1)]).index_select(0, index)
+
+
+def _roots(sums: Tensor, norm_type: float) -> Tensor:
+    if norm_type == 2:
+        return sums.sqrt()
+    if norm_type == 1 or math.isinf(norm_type):
+        return sums.clone()
+    return sums.pow(1.0 / norm_type)
+
+
+def _point_at_results(call: Call, norm_type: float, is_float64: bool) -> Norm:
+    dtype = torch.float64 if is_float64 else torch.float32
+    total_norm = torch.empty((), dtype=dtype, device=call.device)
+    call.set_number(words.NORM_TYPE, norm_type)
+    call.set(words.IS_FLOAT64, int(is_float64))
+    call.point(words.TOTAL_NORM, total_norm)
+    return Norm(total_norm, call.sums(), norm_type, call.packed.places)
+
+
+def _set_max_norm(call: Call, max_norm: float | Tensor, dtype: torch.dtype) -> None:
+    if isinstance(max_norm, Tensor):
+        call.point(words.MAX_NORM_TENSOR, max_norm.to(call.device, dtype))
+    else:
+        call.set_number(words.MAX_NORM, max_norm)
+
+
+def _set_coefficient(call: Call, clip_coef: float | Tensor) -> None:
+    if not isinstance(clip_coef, Tensor):
+        call.set_number(words.VALUE, clip_coef)
+        return
+    call.set(words.IS_FLOAT64, int(clip_coef.dtype == torch.float64))
+    call.point(words.COEFS if clip_coef.dim() else words.CLIP_COEF, clip_coef)
+
+
+@contextmanager
+def _on(packed: PackedList) -> Iterator[None]:
+    """Make the list's device current: Triton launches on the current one."""
+    if packed.device < 0:
+        yield
+    else:
+        with torch.cuda.device(packed.device):
+            yield
+
+
+_loaded: set[tuple[int, int, int, int]] = set()
+
+
+def _load_split(call: Call, kind: int, finds_inf: int) -> None:
+    """Have the kernels loaded that the same call launches while a graph is captured.
+
+    Code is compiled and loaded when it is first launched, which a capture may not allow. Here they
+    are launched on a list without tensors.
+    """
+    key = (call.packed.device, call.packed.mix, kind, finds_inf)
+    if is_interpreted() or key in _loaded:
+        return
+    empty = torch.zeros(words.FIELDS.value + WORDS, dtype=torch.int64, device=call.device)
+    at, mix = empty.data_ptr(), call.packed.mix
+    launch(write_words_kernel, call.device, 1, at, words.FIELDS.value, *[0] * WORDS)
+    launch(reduce_kernel, call.device, 1, at, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+    launch(finish_and_scale_kernel, call.device, 1, at, MIX=mix, KIND=kind)
+    _loaded.add(key)
+
+
+def check(index: int) -> None:
+    """Compile and launch a kernel on a GPU; raises what Triton raises where it cannot."""
+    device = torch.device("cuda", index)
+    with torch.cuda.device(device):
+        empty = torch.zeros(words.FIELDS.value, dtype=torch.int64, device=device)
+        launch(finish_kernel, device, 1, empty.data_ptr(), KIND=SUM_SQ.value)

@@ -1,0 +1,92 @@
+"""Triton's interpreter for the tests: its kernels on CPU tensors, one program after another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType as Function
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+# Before anything imports triton: its functions are made for one mode or the other.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+class Scope(Protocol):
+    """What a patch of the interpreter is undone with."""
+
+    def restore(self) -> None: ...
+
+
+def why_not_interpreted() -> str | None:
+    """Say why the kernels cannot be interpreted here, or nothing."""
+    from fastclip.backends import TRITON
+
+    reasons = TRITON.unavailable_reasons("cpu")
+    if not reasons:
+        return None
+    return f"the backend triton cannot be interpreted here: {'; '.join(reasons)}"
+
+
+class _PatchOnce:
+    """Patches triton.language once in a launch, where the interpreter does at every call.
+
+    Two thirds of its time would go there.
+    """
+
+    def __init__(self, patch_lang: Callable[[Function], Scope]) -> None:
+        self._patch_lang = patch_lang
+        self._scopes: list[Scope] = []
+        self._patched: set[int] = set()
+
+    def __call__(self, fn: Function) -> Scope:
+        module = id(fn.__globals__)
+        if not self._scopes or module not in self._patched:
+            self._scopes.append(self._patch_lang(fn))
+            self._patched.add(module)
+        return self
+
+    def restore(self) -> None:
+        """Undo everything at the end of the launch."""
+        for scope in reversed(self._scopes):
+            scope.restore()
+        self._scopes.clear()
+        self._patched.clear()
+
+
+@contextmanager
+def in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the interpreter compute as GPUs do."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    monkeypatch.setattr(builder, "cast_impl", _rounding(builder.cast_impl))
+    monkeypatch.setattr(interpreter, "_patch_lang", _PatchOnce(interpreter._patch_lang))
+    # Infinities, NaN and overflows are what some of the tests are about.
+    with np.errstate(all="ignore"):
+        yield
+
+
+def _rounding(
+    cast_impl: Callable[[InterpreterBuilder, TensorHandle, tl.dtype], TensorHandle],
+) -> Callable[[InterpreterBuilder, TensorHandle, tl.dtype], TensorHandle]:
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def cast(self: InterpreterBuilder, src: TensorHandle, dst_type: tl.dtype) -> TensorHandle:
+        """Round float32 to the nearest bfloat16, where the interpreter drops bits."""
+        if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
+            return cast_impl(self, src, dst_type)
+        bits = src.data.view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        kept = np.where(np.isnan(src.data), bits >> 16 | 0x40, rounded)
+        return TensorHandle(kept.astype(np.uint16), tl.bfloat16)
+
+    return cast
