@@ -105,9 +105,10 @@ def judge_kernels(reasons: Sequence[str]) -> list[str]:
 
 def _run(place: Path, *command: str, may_fail: bool = False) -> str:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_INHERITED)}
-    done = subprocess.run(
-        command, cwd=place, env=kept, capture_output=True, text=True, check=not may_fail
-    )
+    done = subprocess.run(command, cwd=place, env=kept, capture_output=True, text=True, check=False)
+    # A doctor that finds something wrong says so; one that says nothing has crashed.
+    if done.returncode != 0 and not (may_fail and done.stdout):
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return done.stdout
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -93,3 +94,11 @@ def test_what_cannot_be_installed_is_told(
     monkeypatch.setattr(check_wheel.venv, "create", lambda place, with_pip: None)
     assert check_wheel.main([str(wheel)]) == 1
     assert "no matching distribution" in capsys.readouterr().out
+
+
+def test_a_doctor_that_crashes_is_told_from_one_that_finds_something(tmp_path: Path) -> None:
+    found = (sys.executable, "-c", "print('NOT ok'); raise SystemExit(1)")
+    assert check_wheel._run(tmp_path, *found, may_fail=True) == "NOT ok\n"
+    for command, may_fail in ((found, False), ((sys.executable, "-c", "1 / 0"), True)):
+        with pytest.raises(subprocess.CalledProcessError):
+            check_wheel._run(tmp_path, *command, may_fail=may_fail)
