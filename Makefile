@@ -1,4 +1,4 @@
-# make demo | test | mutants | bench | lint | format | aarch64 | clean
+# make demo | test | mutants | bench | lint | format | wheel | check-wheel | aarch64 | clean
 #
 # Everything runs in .venv, which is made when it is not there. TORCH is the pip requirement of the
 # torch to run with: make test TORCH=torch==2.13.0
@@ -19,7 +19,7 @@ SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support 
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
 CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test mutants bench lint format sanitize aarch64 clean
+.PHONY: demo test mutants bench lint format wheel check-wheel sanitize aarch64 clean
 
 # By the console script: python -m would take the source tree's fastclip, which is not built.
 demo: $(DEMO_STAMP)
@@ -65,6 +65,15 @@ format: $(ALL_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# In dist/, for the torch of .venv and labelled with it (build_support/label.py).
+wheel: $(TORCH_STAMP)
+	FASTCLIP_LABEL=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# In a fresh environment with the same torch: doctor must pass and find what the wheel promises.
+check-wheel: wheel
+	$(BIN)/python -m build_support.check_wheel \
+		"$$(ls -t dist/torch_fastclip-*.whl | head -n 1)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

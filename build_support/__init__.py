@@ -1,1 +1,1 @@
-"""How the native extension is built; used by setup.py alone and never installed."""
+"""How the native extension is built and how its wheels are named and checked; never installed."""

@@ -1,5 +1,6 @@
-"""setuptools commands that carry out a Plan: build_py and build_ext."""
+"""setuptools commands that carry out a Plan: build_py, build_ext, and egg_info for the version."""
 
+import os
 import shutil
 import sys
 import sysconfig
@@ -9,16 +10,18 @@ from typing import cast
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 from build_support.cuda import CudaBuild
 from build_support.extension import build_extension, decide_cuda, facts_of
+from build_support.label import is_asked_for, local_version
 from build_support.plan import INFO_NAME, ROOT, Plan
 from build_support.torch_on_disk import TorchOnDisk, find_torch
 
 PACKAGE = "fastclip"
 
 
-def commands(plan: Plan) -> dict[str, type[build_py] | type[build_ext]]:
+def commands(plan: Plan) -> dict[str, type[build_py] | type[build_ext] | type[egg_info]]:
     """Return the commands, for setup(cmdclass=...), bound to ``plan``."""
 
     class BuildPy(_BuildPy):
@@ -27,7 +30,10 @@ def commands(plan: Plan) -> dict[str, type[build_py] | type[build_ext]]:
     class BuildExt(_BuildExt):
         build_plan = plan
 
-    return {"build_py": BuildPy, "build_ext": BuildExt}
+    class EggInfo(_EggInfo):
+        build_plan = plan
+
+    return {"build_py": BuildPy, "build_ext": BuildExt, "egg_info": EggInfo}
 
 
 class _BuildPy(build_py):
@@ -82,3 +88,18 @@ class _BuildExt(build_ext):
     def get_outputs(self) -> list[str]:
         outputs = super().get_outputs()
         return [*outputs, *(str(Path(path).parent / INFO_NAME) for path in outputs)]
+
+
+class _EggInfo(egg_info):
+    """Settle the version: that of the sources, and behind it the label if it is asked for."""
+
+    build_plan: Plan
+
+    def finalize_options(self) -> None:
+        # An sdist is for every torch, and what is pure Python runs with every torch.
+        native = self.build_plan.compiler is not None and "sdist" not in self.distribution.commands
+        if is_asked_for(os.environ) and native:
+            torch = find_torch()
+            facts = facts_of(decide_cuda(self.build_plan, torch))
+            self.tag_build = f"+{local_version(torch.version, facts)}"
+        super().finalize_options()

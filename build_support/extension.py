@@ -50,7 +50,18 @@ def binding_flags(compiler: Compiler, torch: TorchOnDisk) -> list[str]:
     python_dir = Path(sysconfig.get_path("include"))
     includes = [f"-isystem{path}" for path in (*torch.include_dirs, python_dir)]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}"
-    return [BINDING_STANDARD, *compiler.openmp_flags, "-DTORCH_EXTENSION_NAME=_C", abi, *includes]
+    flags = [BINDING_STANDARD, *compiler.openmp_flags, "-DTORCH_EXTENSION_NAME=_C", abi, *includes]
+    # torch's directories may lie in ROOT: the compiler takes the last of the maps that fit.
+    maps = [prefix_map(path, "torch/include") for path in torch.include_dirs]
+    return [*flags, *maps, prefix_map(python_dir, "python/include")]
+
+
+def prefix_map(directory: Path, name: str) -> str:
+    """Return the flag that lets messages name a directory as ``name``.
+
+    Messages of torch's macros hold __FILE__: a wheel should not tell where it was built.
+    """
+    return f"-ffile-prefix-map={directory}={name}"
 
 
 def compile_command(
@@ -62,6 +73,7 @@ def compile_command(
         *DEFAULT_FLAGS,
         *user_flags(environ, "CPPFLAGS", "CFLAGS", "CXXFLAGS"),
         *FIXED_FLAGS,
+        prefix_map(ROOT, "fastclip"),
         *flags,
         f"-I{ROOT / 'csrc'}",
         "-c",

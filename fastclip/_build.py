@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 
 DISTRIBUTION = "torch-fastclip"
 INFO_PATH = Path(__file__).with_name("_build_info.json")
+REINSTALL = "pip install --force-reinstall --no-cache-dir --no-deps"
 
 
 class BuildInfo(TypedDict):
@@ -30,6 +31,17 @@ class BuildInfo(TypedDict):
     cuda_reason: str | None
     instruction_sets: list[str]
     reason: str | None
+
+
+class _Location(TypedDict):
+    url: str
+
+
+class _Origin(_Location, total=False):
+    """What pip notes of where a distribution came from, if not from an index (PEP 610)."""
+
+    dir_info: dict[str, bool]
+    vcs_info: dict[str, str]
 
 
 def build_info() -> BuildInfo:
@@ -63,7 +75,7 @@ def build_info() -> BuildInfo:
 
 
 def torch_mismatch(torch_version: str) -> str | None:
-    """Say why ``fastclip._C`` does not fit a torch, with the command that rebuilds it.
+    """Say why ``fastclip._C`` does not fit a torch, and what gives one that does.
 
     torch keeps its C++ interface within one major.minor, so that alone is compared.
 
@@ -76,22 +88,33 @@ def torch_mismatch(torch_version: str) -> str | None:
     built = build_info()["torch"]
     if built is None or built.split(".")[:2] == torch_version.split(".")[:2]:
         return None
+    mismatch = f"fastclip._C was built against torch {built} and torch {torch_version} is running"
+    if not came_in_a_wheel():
+        return f"{mismatch}; rebuild it with: {REINSTALL} {install_target()}"
+    minor = ".".join(torch_version.split(".")[:2])
     return (
-        f"fastclip._C was built against torch {built} and torch {torch_version} is running; "
-        "rebuild it with: pip install --force-reinstall --no-cache-dir --no-deps "
-        f"{install_target()}"
+        f"{mismatch}; install a wheel that was built for torch {minor}, or fastclip's sources "
+        f"with: {REINSTALL} DIRECTORY"
     )
+
+
+def came_in_a_wheel() -> bool:
+    """Tell whether what was installed is a wheel that was built before: pip cannot rebuild it."""
+    origin = _origin()
+    if origin is not None:
+        return urlsplit(origin["url"]).path.endswith(".whl")
+    try:
+        # From an index or a directory of files; a label is given to wheels alone.
+        return "+" in metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def install_target() -> str:
     """Return what pip was given to install this copy of fastclip (PEP 610), else its name."""
-    try:
-        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
+    origin = _origin()
+    if origin is None:
         return DISTRIBUTION
-    if text is None:
-        return DISTRIBUTION
-    origin = json.loads(text)
     if "vcs_info" in origin:
         vcs = origin["vcs_info"]
         return f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"
@@ -99,3 +122,11 @@ def install_target() -> str:
     if not origin["url"].startswith("file:") or not path.exists():
         return DISTRIBUTION
     return f"-e {path}" if origin.get("dir_info", {}).get("editable") else str(path)
+
+
+def _origin() -> _Origin | None:
+    try:
+        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    return None if text is None else json.loads(text)

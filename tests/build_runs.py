@@ -1,4 +1,4 @@
-"""Runs of the build as pip and build make them, for test_build.py."""
+"""Runs of the build as pip and build make them, for test_build.py and test_wheel.py."""
 
 import importlib
 import json
@@ -23,6 +23,7 @@ NOT_INHERITED = (
     "CXX",
     "CXXFLAGS",
     "FASTCLIP_BUILD",
+    "FASTCLIP_LABEL",
     "LDFLAGS",
     "MAX_JOBS",
     "PYTHONPATH",

@@ -6,9 +6,11 @@ from pathlib import Path
 # At the end: the tests run against the installed fastclip, not against this tree's.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from build_support import check_wheel as check_wheel
 from build_support import compiler as compiler
 from build_support import cuda as cuda
 from build_support import extension as extension
+from build_support import label as label
 from build_support import plan as plan
 from build_support import torch_on_disk as torch_on_disk
 from build_support.plan import ROOT as ROOT

@@ -9,26 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_tools import fake_toolkit
 from source_tree import ROOT, compiler, cuda, extension, plan, torch_on_disk
 from toolkit import may_skip
 
 REAL = cuda.find_toolkit()
 NO_NVCC = may_skip("needs nvcc" if REAL is None else None)
 KNOWN = (75, 80, 90, 100, 110)
-
-DRYRUN = 'case "$1" in --dryrun) echo "#$ _HERE_={here}" >&2;; '
-VERSION = '--version) echo "Cuda compilation tools, release {release}, V{release}.1";; '
-CODES = "--list-gpu-code) printf 'sm_75\\nsm_80\\nsm_90\\nsm_100\\nsm_110\\n';; esac\n"
-
-
-def fake_toolkit(home: Path, release: str = "13.0") -> Path:
-    """Write a toolkit whose nvcc only answers questions."""
-    nvcc = home / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    text = DRYRUN.format(here=nvcc.parent) + VERSION.format(release=release) + CODES
-    nvcc.write_text(f"#!/bin/sh\n{text}")
-    nvcc.chmod(0o755)
-    return home
 
 
 def torch(cuda: str | None = None, hip: str | None = None) -> torch_on_disk.TorchOnDisk:

@@ -32,8 +32,9 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Installed:
     """A distribution as importlib.metadata gives it, with this direct_url.json."""
 
-    def __init__(self, direct_url: object) -> None:
+    def __init__(self, direct_url: object, version: str = fastclip.__version__) -> None:
         self.text = None if direct_url is None else json.dumps(direct_url)
+        self.version = version
 
     def read_text(self, name: str) -> str | None:
         assert name == "direct_url.json"
@@ -74,6 +75,41 @@ def test_another_torch_is_a_reason_with_the_command(
     )
 
 
+LABELLED = f"{fastclip.__version__}+torch2.13.cpu"
+FILE = "file:///gone/torch_fastclip-0.1.0-cp311-cp311-linux_x86_64.whl"
+
+
+@pytest.mark.parametrize(
+    ("origin", "version", "in_a_wheel"),
+    [
+        ({"url": FILE, "archive_info": {}}, fastclip.__version__, True),
+        ({"url": FILE.replace("file:///gone", "https://example.org")}, LABELLED, True),
+        (None, LABELLED, True),
+        (None, fastclip.__version__, False),
+        # Built with a label from sources that are there: pip can build them again.
+        ({"url": "file:///checkout", "dir_info": {}}, LABELLED, False),
+    ],
+)
+def test_a_wheel_is_not_asked_to_be_rebuilt(
+    record: Path,
+    origin: dict[str, object] | None,
+    version: str,
+    in_a_wheel: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record.write_text(json.dumps(RECORD))
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(origin, version))
+    mismatch = _build.torch_mismatch("2.14.1+cu130")
+    start = "fastclip._C was built against torch 2.13.0+cpu and torch 2.14.1+cu130 is running; "
+    command = "pip install --force-reinstall --no-cache-dir --no-deps"
+    assert mismatch == start + (
+        "install a wheel that was built for torch 2.14, or fastclip's sources with: "
+        f"{command} DIRECTORY"
+        if in_a_wheel
+        else f"rebuild it with: {command} torch-fastclip"
+    )
+
+
 @pytest.mark.parametrize(
     ("origin", "target"),
     [
@@ -101,3 +137,4 @@ def test_a_copy_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(metadata, "distribution", missing)
     assert _build.install_target() == "torch-fastclip"
+    assert not _build.came_in_a_wheel()
