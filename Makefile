@@ -1,4 +1,5 @@
-# make demo | test | mutants | bench | lint | format | wheel | check-wheel | aarch64 | clean
+# make demo | test | mutants | bench | gpu | lint | format | wheel | check-wheel | sanitize |
+#      aarch64 | clean
 #
 # Everything runs in .venv, which is made when it is not there. TORCH is the pip requirement of the
 # torch to run with: make test TORCH=torch==2.13.0
@@ -15,11 +16,14 @@ TORCH_STAMP := $(VENV)/.has-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.' 
 DEMO_STAMP := $(VENV)/.has-demo
 ALL_STAMP := $(VENV)/.has-all
 
+GPU_REPORT ?= gpu-report
+SANITIZED := $(VENV)/sanitized.txt
+
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support csrc fastclip \
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
 CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test mutants bench lint format wheel check-wheel sanitize aarch64 clean
+.PHONY: demo test mutants bench gpu lint format wheel check-wheel sanitize no-sanitizer aarch64 clean
 
 # By the console script: python -m would take the source tree's fastclip, which is not built.
 demo: $(DEMO_STAMP)
@@ -40,6 +44,17 @@ mutants: $(ALL_STAMP)
 bench: $(ALL_STAMP)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
+# On a machine with a GPU: its tests, compute-sanitizer where that is installed, then all times and a
+# report of everything in GPU_REPORT. Whether there is a GPU is asked before anything is built.
+gpu: $(TORCH_STAMP)
+	@$(BIN)/python bench/devices.py
+	$(MAKE) $(ALL_STAMP)
+	cd $(VENV) && TRITON_INTERPRET=0 bin/pytest -c ../pyproject.toml --rootdir=.. \
+		--junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) ../tests
+	$(MAKE) $(if $(shell command -v compute-sanitizer 2> /dev/null),sanitize,no-sanitizer)
+	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py --out $(GPU_REPORT) --junit $(VENV)/gpu.xml \
+		--sanitizer $(SANITIZED) $(GPU_FLAGS)
+
 # On a machine with a GPU: its tests under each of compute-sanitizer's tools. With torch's caching
 # allocator it would miss accesses beyond a tensor; a graph's capture works with it alone.
 sanitize: $(ALL_STAMP)
@@ -50,6 +65,11 @@ sanitize: $(ALL_STAMP)
 	done
 	cd $(VENV) && compute-sanitizer --error-exitcode 1 bin/python -m pytest -c ../pyproject.toml \
 		--rootdir=.. -k "graph or capture" ../tests/test_gpu.py
+	echo "memcheck, racecheck, initcheck, synccheck: nothing reported of tests/test_gpu.py" \
+		> $(SANITIZED)
+
+no-sanitizer:
+	@echo "SKIPPED: compute-sanitizer is not installed" | tee $(SANITIZED)
 
 # The CPU kernels for aarch64, run under qemu-user: the same bits as on this machine, or it fails.
 aarch64:

@@ -28,14 +28,17 @@ _PRODUCT_ROUNDINGS = 7 * 2.0**-24
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 _SUBNORMAL = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}
 
+# Stock's norm of bfloat16 has 8 bits.
+_OTHERS_TOLERANCE = 2.0**-6
+
 # Not a power of two: a coefficient that multiplies without rounding would hide a wrong one.
 CLIPPED_MAX_NORM = 0.37
 UNCLIPPED_MAX_NORM = 2.0
 
 # Odd, so that equal tensors hold different values at equal places.
 _POOL_ELEMENTS = (1 << 22) + 7
-# Float64 copies of a slice stay in the cache.
-_SLICE_ELEMENTS = 1 << 17
+# Float64 copies of a slice stay in the CPU's cache; a GPU takes fewer and larger ones.
+_SLICE_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 _GRADIENT_SCALE = 0.01
 
 
@@ -46,12 +49,14 @@ class WrongResultError(Exception):
 class Gradients:
     """The parameters of one case in one dtype, each with a gradient, and a copy to restore from."""
 
-    def __init__(self, case: Case, dtype: str) -> None:
+    def __init__(self, case: Case, dtype: str, device: str = "cpu") -> None:
         """Fill the gradients with N(0, 0.01**2); the parameters' own memory is never touched."""
         self.case = case
         self.dtype = DTYPES[dtype]
+        self.device = device
         self.parameters: list[Tensor] = [
-            torch.nn.Parameter(torch.empty(shape, dtype=self.dtype)) for shape in case.shapes
+            torch.nn.Parameter(torch.empty(shape, dtype=self.dtype, device=device))
+            for shape in case.shapes
         ]
         # In memory as training leaves them: parameters first, then gradients, the last one first.
         self.grads = list(self._filled(case.shapes[::-1]))[::-1]
@@ -64,12 +69,13 @@ class Gradients:
     def _filled(self, shapes: Sequence[Shape]) -> Iterator[Tensor]:
         # Drawing every element anew would take longer than all the timing.
         generator = torch.Generator().manual_seed(20)
-        pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE).to(self.dtype)
+        pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE)
+        pool = pool.to(self.device, self.dtype)
         at = 0
         for shape in shapes:
             # The gradient itself is no view: a view shares its storage with the tensor under it,
             # which is not what autograd leaves behind.
-            grad = torch.empty(shape, dtype=self.dtype)
+            grad = torch.empty(shape, dtype=self.dtype, device=self.device)
             values = grad.view(-1)
             done = 0
             while done < values.numel():
@@ -112,6 +118,21 @@ class Gradients:
                     f" times {clip_coef!r} (got other values)"
                 )
 
+    def strays(self, total_norm: Tensor, clipped: bool) -> str | None:
+        """Say how far another library's clip is from float64 if it is out of all proportion.
+
+        Such a library sums in float32 or rounds its norm to 16 bits: it is held to no promise of
+        ours, only to having clipped.
+        """
+        error = self.norm_error(total_norm)
+        if not error <= _OTHERS_TOLERANCE:
+            return f"its total_norm is off by {error:.1e}"
+        clip_coef = coefficient(self.max_norm(clipped), self.norm)
+        for position, (grad, saved) in enumerate(zip(self.grads, self.saved, strict=True)):
+            if not is_scaled(grad, saved, clip_coef, _OTHERS_TOLERANCE):
+                return f"its gradient {position} is not its old value times {clip_coef!r}"
+        return None
+
 
 def coefficient(max_norm: float, total_norm: float) -> float:
     """Return ``min(1, max_norm / (total_norm + 1e-6))``."""
@@ -127,9 +148,10 @@ def float64_norm(tensors: Sequence[Tensor]) -> float:
     return sum_sq**0.5
 
 
-def is_scaled(grad: Tensor, saved: Tensor, clip_coef: float) -> bool:
+def is_scaled(grad: Tensor, saved: Tensor, clip_coef: float, relative: float | None = None) -> bool:
     """Return whether ``grad`` is ``saved * clip_coef``, rounded as a clip may round it."""
-    relative = _PRODUCT_ROUNDINGS + _ROUNDING[grad.dtype]
+    if relative is None:
+        relative = _PRODUCT_ROUNDINGS + _ROUNDING[grad.dtype]
     for got, old in zip(_slices([grad]), _slices([saved]), strict=True):
         right = old.double().mul_(clip_coef)
         error = got.double().sub_(right).abs_()
@@ -141,4 +163,4 @@ def is_scaled(grad: Tensor, saved: Tensor, clip_coef: float) -> bool:
 
 def _slices(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     for tensor in tensors:
-        yield from tensor.view(-1).split(_SLICE_ELEMENTS)
+        yield from tensor.view(-1).split(_SLICE_ELEMENTS[tensor.device.type])

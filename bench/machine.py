@@ -43,6 +43,8 @@ class Company:
         if self._start is None or end is None:
             return None
         everyone, own, total = (b - a for a, b in zip(self._start, end, strict=True))
+        if total <= 0:  # asked again before the clock ticked
+            return None
         return max(0.0, (everyone - own) / total)
 
 

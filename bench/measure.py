@@ -105,7 +105,7 @@ def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Set
             before=partial(_start_outside_cache, restore, streams.evict)
             if cold
             else partial(_start_inside_cache, restore, warm_ups[name]),
-            after=partial(_check_coefficient, name, max_norm, clipped),
+            after=partial(check_coefficient, name, max_norm, clipped),
         )
         for name, call in clips.items()
     }
@@ -154,7 +154,8 @@ def _start_inside_cache(restore: Callable[[], None], warm_up: Clip) -> None:
         warm_up()
 
 
-def _check_coefficient(who: str, max_norm: float, clipped: bool, total_norm: object) -> None:
+def check_coefficient(who: str, max_norm: float, clipped: bool, total_norm: object) -> None:
+    """Raise WrongResultError for a call that clips where it must not, or the other way round."""
     if not isinstance(total_norm, Tensor):
         raise WrongResultError(f"{who}: must return a tensor (got {type(total_norm).__name__})")
     clip_coef = coefficient(max_norm, float(total_norm))
@@ -188,7 +189,7 @@ def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
         stock_error=errors["stock"],
         list_error=errors["list"],
         clipper_error=errors["clipper"],
-        milliseconds={name: _milliseconds(sample) for name, sample in samples.items()},
+        milliseconds={name: in_milliseconds(sample) for name, sample in samples.items()},
         stock_over_list=median_ratio(samples["stock"], samples["list"]),
         stock_over_clipper=median_ratio(samples["stock"], samples["clipper"]),
         stock_over_reference=median_ratio(samples["stock"], samples["reference"]),
@@ -200,7 +201,8 @@ def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
     )
 
 
-def _milliseconds(sample: Sample) -> Milliseconds:
+def in_milliseconds(sample: Sample) -> Milliseconds:
+    """Return a sample as a report holds it."""
     return Milliseconds(
         rounds=sample.rounds_ms,
         median=sample.median_ms,

@@ -95,12 +95,13 @@ def _machine_text(report: Report) -> str:
             f"fastclip {machine['fastclip']} ({built}), commit {machine['commit'] or 'unknown'},"
             f" {machine['date']}",
             f"settings: {settings}",
-            _company_text(machine["others_share"]),
+            company_text(machine["others_share"]),
         ]
     )
 
 
-def _company_text(share: float | None) -> str:
+def company_text(share: float | None) -> str:
+    """Say what others took of the processors, and whether that is too much."""
     if share is None:
         return "other processes: unknown"
     told = f"other processes and other machines took {share:.1%} of the processors' time"

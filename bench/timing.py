@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import truediv
 from random import Random
@@ -24,6 +25,10 @@ DEFAULT_EFFORT = Effort(min_repetitions=7, max_repetitions=300, seconds=2.0)
 QUICK_EFFORT = Effort(min_repetitions=3, max_repetitions=10, seconds=0.1)
 
 
+Clock = Callable[[Callable[[], object]], tuple[object, float]]
+"""Runs a call and returns its result and the nanoseconds that it took."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A call to time, with what has to happen around it and outside its time."""
@@ -31,6 +36,7 @@ class Contender:
     call: Callable[[], object]
     before: Callable[[], None]
     after: Callable[[object], None]
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -58,37 +64,45 @@ def together(*samples: Sample) -> Sample:
     return _sample([sum(taken) for taken in zip(*(s.rounds_ms for s in samples), strict=True)])
 
 
-def alternate(contenders: Mapping[str, Contender], effort: Effort) -> dict[str, Sample]:
+def wall_clock(call: Callable[[], object]) -> tuple[object, float]:
+    """Time a call by the processor's clock; what it leaves to others to do is not waited for."""
+    start = perf_counter_ns()
+    result = call()
+    return result, perf_counter_ns() - start
+
+
+def alternate(
+    contenders: Mapping[str, Contender], effort: Effort, clock: Clock = wall_clock
+) -> dict[str, Sample]:
     """Run all contenders in turn, again and again, and return what each took.
 
     The order changes with each round, so that none always follows the same other one. The first
     round is not counted: it pays for page faults, thread pools and caches of every kind.
     """
     names = list(contenders)
-    taken: dict[str, list[int]] = {name: [] for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in names}
     order = Random(22)
     gc.collect()
     gc.disable()
     try:
         for name in names:
-            _time(contenders[name])
+            _time(contenders[name], clock)
         end = monotonic() + effort.seconds
         for turn in range(effort.max_repetitions):
             if turn >= effort.min_repetitions and monotonic() >= end:
                 break
             order.shuffle(names)
             for name in names:
-                taken[name].append(_time(contenders[name]))
+                taken[name].append(_time(contenders[name], clock))
     finally:
         gc.enable()
     return {name: _sample([n / 1e6 for n in nanoseconds]) for name, nanoseconds in taken.items()}
 
 
-def _time(contender: Contender) -> int:
-    contender.before()
-    start = perf_counter_ns()
-    result = contender.call()
-    nanoseconds = perf_counter_ns() - start
+def _time(contender: Contender, clock: Clock) -> float:
+    with contender.within():
+        contender.before()
+        result, nanoseconds = clock(contender.call)
     contender.after(result)
     return nanoseconds
 

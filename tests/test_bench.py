@@ -191,11 +191,11 @@ def test_a_wrong_result_ends_the_run_before_anything_is_timed(tmp_path: Path) ->
 def test_a_call_that_does_not_clip_ends_the_timing(bench: Callable[[str], ModuleType]) -> None:
     measure, wrong = bench("measure"), bench("gradients").WrongResultError
     with pytest.raises(wrong, match="clip_coef must be below 1"):
-        measure._check_coefficient("list", 2.0, True, torch.tensor(1.0))
+        measure.check_coefficient("list", 2.0, True, torch.tensor(1.0))
     with pytest.raises(wrong, match="clip_coef must be 1"):
-        measure._check_coefficient("list", 1.0, False, torch.tensor(2.0))
-    measure._check_coefficient("list", 1.0, True, torch.tensor(2.0))
-    measure._check_coefficient("list", 2.0, False, torch.tensor(1.0))
+        measure.check_coefficient("list", 1.0, False, torch.tensor(2.0))
+    measure.check_coefficient("list", 1.0, True, torch.tensor(2.0))
+    measure.check_coefficient("list", 2.0, False, torch.tensor(1.0))
 
 
 # --- timing -------------------------------------------------------------------------------------

@@ -1,0 +1,215 @@
+"""Where clips are timed: a GPU, or the CPU that stands in for one to try the rest of the program.
+
+``python bench/devices.py`` ends with status 1 and one sentence where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from math import ceil
+from statistics import median
+
+import torch
+from timing import wall_clock
+from torch import Tensor
+
+Clip = Callable[[], Tensor]
+
+WARM_UPS = 3
+"""Calls on the side before a capture, as torch's manual has it."""
+
+AHEAD = 1.5
+"""How much longer than the host takes to launch a call the GPU is kept busy before it."""
+
+FLUSH_IN_L2S = 4
+"""The buffer that a flush writes, in multiples of L2."""
+
+
+class NotCapturedError(Exception):
+    """A call cannot be captured in a CUDA graph; the message says why."""
+
+
+class Device(ABC):
+    """What the measurements need of the machine."""
+
+    is_gpu: bool
+    type: str
+    name: str
+
+    @abstractmethod
+    def clock(self, call: Callable[[], object]) -> tuple[object, float]:
+        """Run a call and return its result and how many nanoseconds the device took."""
+
+    @abstractmethod
+    def flush(self, host_ms: float) -> None:
+        """Drive all else out of the cache, and stay busy while the host launches what follows."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given."""
+
+    @abstractmethod
+    def capture(self, call: Clip) -> Clip:
+        """Return a replay of a call, which returns the tensor that each replay writes.
+
+        Raises:
+            NotCapturedError: the call cannot be captured.
+        """
+
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """Describe the device and its driver."""
+
+
+class CpuDevice(Device):
+    """The CPU: the wall clock for events, and the call itself for the replay of a graph."""
+
+    is_gpu = False
+    type = "cpu"
+    name = "a CPU in place of a GPU"
+
+    def __init__(self) -> None:
+        # Nobody quotes these times, so that nothing need outgrow the cache.
+        self._buffer = torch.zeros(1 << 20, dtype=torch.uint8)
+
+    def clock(self, call: Callable[[], object]) -> tuple[object, float]:
+        """Time a call by the wall clock."""
+        return wall_clock(call)
+
+    def flush(self, host_ms: float) -> None:  # noqa: ARG002
+        """Write a small buffer."""
+        self._buffer.fill_(1)
+
+    def synchronize(self) -> None:
+        """Return at once: the CPU has done what it was told."""
+
+    def capture(self, call: Clip) -> Clip:
+        """Return the call."""
+        return call
+
+    def facts(self) -> dict[str, str]:
+        """Say that this is no GPU."""
+        return {"device": "the CPU: the wall clock for events, the call again for a replay"}
+
+
+class CudaDevice(Device):
+    """Torch's current GPU, timed by events on its current stream."""
+
+    is_gpu = True
+    type = "cuda"
+
+    def __init__(self) -> None:
+        self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.name = self._properties.name
+        n_bytes = FLUSH_IN_L2S * self._properties.L2_cache_size
+        self._buffer = torch.empty(n_bytes, dtype=torch.uint8, device="cuda")
+        self._flush_ms = median(self.clock(self._write)[1] / 1e6 for _ in range(9))
+
+    def _write(self) -> None:
+        self._buffer.fill_(1)
+
+    def clock(self, call: Callable[[], object]) -> tuple[object, float]:
+        """Time a call by two events around it."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        return result, start.elapsed_time(end) * 1e6
+
+    def flush(self, host_ms: float) -> None:
+        """Write a buffer larger than L2, again and again until the host is surely ahead.
+
+        The first event after it is then recorded when all of the call is in the queue, and the
+        time between the events is the GPU's alone.
+        """
+        for _ in range(ceil(AHEAD * host_ms / self._flush_ms) + 1):
+            self._write()
+
+    def synchronize(self) -> None:
+        """Wait for the current GPU."""
+        torch.cuda.synchronize()
+
+    def capture(self, call: Clip) -> Clip:
+        """Capture a call in a CUDA graph, after calls of it on a stream of their own."""
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        graph = torch.cuda.CUDAGraph()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                call()
+        here.wait_stream(aside)
+        try:
+            # A capture that fails leaves its own stream the current one.
+            with torch.cuda.stream(here), torch.cuda.graph(graph):
+                total_norm = call()
+        except RuntimeError as error:
+            raise NotCapturedError(str(error).partition("\n")[0]) from None
+
+        def replay() -> Tensor:
+            graph.replay()
+            return total_norm
+
+        return replay
+
+    def facts(self) -> dict[str, str]:
+        """Describe the GPU: what torch knows and, where nvidia-smi runs, the driver and clocks."""
+        properties = self._properties
+        return {
+            "device": self.name,
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": str(properties.multi_processor_count),
+            "memory": f"{properties.total_memory / 1e9:.1f} GB",
+            "L2": f"{properties.L2_cache_size / 2**20:g} MiB",
+            **_nvidia_smi(str(getattr(properties, "uuid", ""))),
+        }
+
+
+_QUERIES = {
+    "driver": "driver_version",
+    "clock of the multiprocessors, highest": "clocks.max.sm",
+    "clock of the memory, highest": "clocks.max.mem",
+    "power limit": "power.limit",
+}
+
+
+def _nvidia_smi(uuid: str) -> dict[str, str]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERIES.values())}", "--format=csv,noheader"]
+    if uuid:
+        command.append(f"--id=GPU-{uuid.removeprefix('GPU-')}")
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"driver": f"unknown: {error}"}
+    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
+    return dict(zip(_QUERIES, values, strict=True))
+
+
+def why_no_gpu() -> str | None:
+    """Say in one sentence why there is no GPU to measure; None if there is one."""
+    if torch.cuda.is_available():
+        return None
+    version = torch.__version__
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"a GPU is needed: torch {version} in this environment is built without CUDA"
+    return f"a GPU is needed: torch {version} sees none on this machine"
+
+
+def open_device(device_type: str) -> Device:
+    """Return the device of this type: "cuda" or "cpu"."""
+    return CudaDevice() if device_type == "cuda" else CpuDevice()
+
+
+def main() -> int:
+    """Return 1, having said why, where there is no GPU."""
+    reason = why_no_gpu()
+    if reason is not None:
+        print(f"make gpu: {reason}", file=sys.stderr)
+    return int(reason is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

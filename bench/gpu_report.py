@@ -1,0 +1,259 @@
+"""A run of bench/gpu.py as data and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from entrants import CLIPPER, STOCK
+from fused_or_split import Choice
+from gpu_rows import Entry, GpuRow, HostTime
+from machine import Machine
+from report import company_text
+from roofline import (
+    LAUNCH_MICROSECONDS,
+    Work,
+    fastclip_work,
+    known_gpu,
+    significant,
+    stock_work,
+)
+from shapes import CASES
+
+NOT_A_GPU = "NOT a GPU measurement"
+
+NO_TIME = "-"
+
+
+class GpuReport(TypedDict):
+    """Everything that a run found out."""
+
+    is_gpu: bool
+    device_name: str
+    machine: Machine
+    facts: dict[str, str]
+    versions: dict[str, str]
+    checks: dict[str, str]
+    settings: dict[str, str]
+    copy_gb_per_s: float
+    absent: dict[str, str]
+    choices: list[Choice]
+    rows: list[GpuRow]
+    host_times: list[HostTime]
+
+
+def title(report: GpuReport) -> str:
+    """Return the report's first line."""
+    if report["is_gpu"]:
+        return f"fastclip on {report['device_name']}"
+    return f"{NOT_A_GPU}: bench/gpu.py tried on a CPU"
+
+
+def provenance(report: GpuReport) -> str:
+    """Return in one line what was measured with what, when, and from which sources."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    machine = report["machine"]
+    return f"{versions}, {machine['date']}, commit {machine['commit'] or 'unknown'}"
+
+
+def markdown(report: GpuReport) -> str:
+    """Return the whole report."""
+    parts = [
+        f"# {title(report)}",
+        f"{report['device_name']}; {provenance(report)}.",
+        _facts(report),
+        "## Fused or split",
+        *(f"- **{choice['backend']}**: {choice['told']}." for choice in report["choices"]),
+        "## What was checked before",
+        *(f"- {what}: {result}" for what, result in report["checks"].items()),
+        "- results: every call and replay of fastclip's below was held to float64, within the"
+        " roundings of float32, before it was timed; apex's and TransformerEngine's had to come"
+        " near it; how far off each norm is, stock's too, stands in the tables",
+        "## Who is not here",
+        *(_absent(report) or ["Nobody: all entrants could run."]),
+        "## Stock's time over each entrant's",
+        _ratios(report),
+        "## Measured beside predicted",
+        _bandwidth_note(report),
+        _predictions(report),
+        "## The host's time for lists of tiny tensors",
+        _host_times(report),
+        "## All times",
+        *(part for name in _cases(report) for part in (f"### {name}", _case(report, name))),
+        "## How it was measured",
+        HOW,
+    ]
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+
+
+HOW = """\
+- device: between two events around one call. Before it the gradients are restored where the call
+  clips, and a buffer larger than L2 is written until the host has surely launched the whole call
+  ahead, so that the GPU waits for nothing but what the call itself makes it wait for.
+- replay: the same for a CUDA graph of the call. host: the processor's clock around the call on an
+  idle device; nobody synchronises.
+- All take turns, in another order each round, and the first round is not counted. Numbers are
+  medians; ratios are medians of the ratio within a round.
+- GB/s: counted bytes over the device's time. The norm reads every gradient byte once; a scale reads
+  it once more and writes it; who scales when nothing is clipped shows in "written".
+- of copy: those GB/s over what a large copy on this device reads and writes in a second.
+- off by: the error of the norm, relative to float64.
+- Fused and split ran alone on the device. Behind a collective on another stream a fused clip, which
+  is a cooperative launch, waits until all of it fits; that is not in these times."""
+
+
+def _facts(report: GpuReport) -> str:
+    machine = report["machine"]
+    told = {
+        **report["facts"],
+        "copy on the device, read + written": f"{report['copy_gb_per_s']:.0f} GB/s",
+        **report["versions"],
+        **report["settings"],
+        "processor": f"{machine['cpu']}, {machine['cores']} cores",
+        "others on it": company_text(machine["others_share"]),
+        "date": machine["date"],
+        "commit": machine["commit"] or "unknown",
+    }
+    return _table(report, ["what", "value"], list(map(list, told.items())))
+
+
+def _absent(report: GpuReport) -> list[str]:
+    told = [f"- {name}: {reason}" for name, reason in report["absent"].items()]
+    told += [
+        f"- {name} at {row['case']} {row['dtype']}, {_clipped(row)}: {reason}"
+        for row in report["rows"]
+        for name, reason in row["not_timed"].items()
+    ]
+    return told
+
+
+def _names(report: GpuReport) -> list[str]:
+    return list(dict.fromkeys(name for row in report["rows"] for name in row["entries"]))
+
+
+def _cases(report: GpuReport) -> list[str]:
+    return list(dict.fromkeys(row["case"] for row in report["rows"]))
+
+
+def _clipped(row: GpuRow) -> str:
+    return "clipped" if row["clipped"] else "not clipped"
+
+
+def _ratios(report: GpuReport) -> str:
+    names = [name for name in _names(report) if name != STOCK]
+    lines = [
+        [row["case"], row["dtype"], _clipped(row)]
+        + [
+            f"{entry['stock_over']:.2f}" if (entry := row["entries"].get(name)) else NO_TIME
+            for name in names
+        ]
+        for row in report["rows"]
+    ]
+    return _table(report, ["case", "dtype", "", *names], lines)
+
+
+def predicted_work(row: GpuRow, name: str) -> Work | None:
+    """Return the work that docs/roofline.md expects of an entrant, if it speaks of it."""
+    case = CASES[row["case"]]
+    if name == STOCK:
+        return stock_work(case)
+    if name in ("native auto", "native fused", f"native {CLIPPER}"):
+        return fastclip_work(case, row["clipped"])
+    if name == "native split":
+        return fastclip_work(case, row["clipped"], split=True)
+    return None
+
+
+def _bandwidth(report: GpuReport) -> float:
+    gpu = known_gpu(report["device_name"]) if report["is_gpu"] else None
+    return report["copy_gb_per_s"] * 1e9 if gpu is None else gpu.bytes_per_second
+
+
+def _bandwidth_note(report: GpuReport) -> str:
+    gpu = known_gpu(report["device_name"]) if report["is_gpu"] else None
+    whose = (
+        f"the measured copy's ({report['copy_gb_per_s']:.0f} GB/s), since docs/roofline.md does"
+        " not hold this device"
+        if gpu is None
+        else f"the data sheet's ({gpu.said}), as in docs/roofline.md"
+    )
+    return (
+        f"Predicted: bytes / bandwidth + launches x {LAUNCH_MICROSECONDS:g} us (assumed)."
+        f" The bandwidth is {whose}."
+    )
+
+
+def _predictions(report: GpuReport) -> str:
+    lines: list[list[str]] = []
+    for row in report["rows"]:
+        for name, entry in row["entries"].items():
+            work = predicted_work(row, name)
+            if work is None:
+                continue
+            predicted = work.seconds(row["gradient_bytes"], _bandwidth(report)) * 1e6
+            measured = entry["device"]["median"] * 1e3
+            cells = [row["case"], row["dtype"], _clipped(row), name]
+            cells += [significant(measured), significant(predicted)]
+            lines.append([*cells, f"{measured / predicted:.2f}"])
+    header = ["case", "dtype", "", "entrant", "measured us", "predicted us", "ratio"]
+    return _table(report, header, lines)
+
+
+def _host_times(report: GpuReport) -> str:
+    names = list(dict.fromkeys(n for found in report["host_times"] for n in found["microseconds"]))
+    lines = [
+        [str(found["n_tensors"])]
+        + [
+            significant(found["microseconds"][name]) if name in found["microseconds"] else NO_TIME
+            for name in names
+        ]
+        for found in report["host_times"]
+    ]
+    return _table(report, ["tensors of 64", *(f"{name}, us" for name in names)], lines)
+
+
+_ENTRY_HEADER = ["dtype", "", "entrant", "device us", "read", "written", "GB/s", "of copy"]
+_ENTRY_HEADER += ["replay us", "host us", "stock / it", "off by"]
+
+
+def _case(report: GpuReport, case: str) -> str:
+    rows = [row for row in report["rows"] if row["case"] == case]
+    lines = [
+        [row["dtype"], _clipped(row), name, *_cells(entry)]
+        for row in rows
+        for name, entry in row["entries"].items()
+    ]
+    reasons = dict.fromkeys(
+        f"- {name} is not replayed: {entry['not_replayed']}"
+        for row in rows
+        for name, entry in row["entries"].items()
+        if entry["not_replayed"] is not None
+    )
+    head = f"{CASES[case].note}: {rows[0]['n_tensors']:,} tensors."
+    return "\n\n".join([head, _table(report, _ENTRY_HEADER, lines), *reasons])
+
+
+def _cells(entry: Entry) -> list[str]:
+    replay = entry["replay"]
+    return [
+        significant(entry["device"]["median"] * 1e3),
+        f"{entry['bytes_read'] / 1e6:.1f} MB",
+        f"{entry['bytes_written'] / 1e6:.1f} MB",
+        significant(entry["gb_per_s"]),
+        f"{entry['fraction_of_copy']:.0%}",
+        NO_TIME if replay is None else significant(replay["median"] * 1e3),
+        significant(entry["host"]["median"] * 1e3),
+        f"{entry['stock_over']:.2f}",
+        f"{entry['error']:.1e}",
+    ]
+
+
+def _table(report: GpuReport, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table that says of itself, wherever it is copied to, if it is of no GPU."""
+    first = header[0] if report["is_gpu"] else f"{header[0]} ({NOT_A_GPU})"
+    rows = [[first, *header[1:]], ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in rows)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,221 @@
+"""What a clip should take on a GPU: its bytes over the bandwidth, and its launches.
+
+``python bench/roofline.py`` writes docs/roofline.md again; tests/test_roofline.py compares it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shapes import CASES, Case
+from stock_launches import (
+    CHUNK_SIZE,
+    MAX_BLOCKS,
+    MAX_CLEANED,
+    MAX_STACKED,
+    MAX_TENSORS,
+    stock_launches,
+)
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "roofline.md"
+
+LAUNCH_MICROSECONDS = 2.0
+"""Assumed, not measured: what each launch adds, the same on every GPU and for every kernel."""
+
+MAX_IN_ARGUMENTS = 1630
+"""kLongTable of csrc/cuda/work.h: a longer list is written to memory first, so many rows a launch.
+tests/test_roofline.py compares the launches with those that docs/counted-work.md counted."""
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+
+STOCK_PASSES = (2, 1)
+"""The reads and writes of every gradient byte: stock multiplies whether anything is clipped."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, the name by which torch knows it, and what its maker says of its memory."""
+
+    name: str
+    torch_name: str
+    bytes_per_second: float
+    said: str
+    source: str
+
+
+GPUS = (
+    Gpu(
+        "A100 SXM 80 GB",
+        "NVIDIA A100-SXM4-80GB",
+        2.039e12,
+        "2,039 GB/s",
+        "[NVIDIA A100 data sheet](https://www.nvidia.com/en-us/data-center/a100/), 80 GB SXM",
+    ),
+    Gpu(
+        "H100 SXM",
+        "NVIDIA H100 80GB HBM3",
+        3.35e12,
+        "3.35 TB/s",
+        "[NVIDIA H100 data sheet](https://www.nvidia.com/en-us/data-center/h100/), SXM",
+    ),
+    Gpu(
+        "H200",
+        "NVIDIA H200",
+        4.8e12,
+        "4.8 TB/s",
+        "[NVIDIA H200 data sheet](https://www.nvidia.com/en-us/data-center/h200/)",
+    ),
+    Gpu(
+        "B200",
+        "NVIDIA B200",
+        8e12,
+        "8 TB/s per GPU",
+        "[NVIDIA HGX data sheet](https://www.nvidia.com/en-us/data-center/hgx/), HGX B200",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a clip does: launches, and how often it reads and writes every gradient byte."""
+
+    launches: int
+    reads: int
+    writes: int
+
+    def seconds(self, gradient_bytes: int, bytes_per_second: float) -> float:
+        """Return the predicted time: bytes / bandwidth + launches x the assumed cost of one."""
+        moved = (self.reads + self.writes) * gradient_bytes
+        return moved / bytes_per_second + self.launches * LAUNCH_MICROSECONDS * 1e-6
+
+
+def passes(clipped: bool) -> tuple[int, int]:
+    """Return fastclip's reads and writes: the norm reads once; a scale reads and writes once."""
+    return (2, 1) if clipped else (1, 0)
+
+
+def stock_work(case: Case) -> Work:
+    """Return the work of ``torch.nn.utils.clip_grad_norm_(foreach=True)``."""
+    return Work(sum(stock_launches(case).values()), *STOCK_PASSES)
+
+
+def fastclip_work(case: Case, clipped: bool, split: bool = False) -> Work:
+    """Return the work of fastclip's CUDA kernels, fused into one launch or split into two."""
+    n = case.n_tensors
+    tables = -(-n // MAX_IN_ARGUMENTS) if n > MAX_IN_ARGUMENTS else 0
+    return Work(tables + (2 if split else 1), *passes(clipped))
+
+
+def known_gpu(torch_name: str) -> Gpu | None:
+    """Return the GPU of exactly this name; a part of one, or another form of it, is another."""
+    return next((gpu for gpu in GPUS if gpu.torch_name == torch_name), None)
+
+
+def significant(value: float) -> str:
+    """Write three significant digits, or all of a larger number's whole ones."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def document() -> str:
+    """Write docs/roofline.md."""
+    gpus = "\n".join(f"| {gpu.name} | {gpu.said} | {gpu.source} |" for gpu in GPUS)
+    steps = list(stock_launches(CASES["1x1e8"]))
+    counts = "\n".join(
+        f"| prediction | `{case.name}` | {case.n_tensors:,} | "
+        + " | ".join(str(n) for n in stock_launches(case).values())
+        + f" | {stock_work(case).launches} | {fastclip_work(case, False).launches} |"
+        for case in CASES.values()
+    )
+    header = f"| | list | tensors | {' | '.join(steps)} | stock | fastclip |"
+    lines = [
+        INTRODUCTION,
+        "| GPU | bandwidth | source |\n|---|---|---|",
+        gpus,
+        MODEL,
+        f"{header}\n|{'---|' * (len(steps) + 5)}",
+        counts,
+        TIMES,
+        f"| | list | dtype | clipped | MB | {' | '.join(gpu.name for gpu in GPUS)} |",
+        f"|{'---|' * (len(GPUS) + 5)}",
+        *_time_rows(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _time_rows() -> list[str]:
+    rows: list[str] = []
+    for case in CASES.values():
+        for dtype, item_bytes in ITEM_BYTES.items():
+            n_bytes = case.n_elements * item_bytes
+            for clipped in (False, True):
+                cells = ["prediction", f"`{case.name}`", dtype, "yes" if clipped else "no"]
+                cells.append(significant(n_bytes / 1e6))
+                cells += [_times(case, n_bytes, clipped, gpu) for gpu in GPUS]
+                rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _times(case: Case, n_bytes: int, clipped: bool, gpu: Gpu) -> str:
+    stock = stock_work(case).seconds(n_bytes, gpu.bytes_per_second) * 1e6
+    fused = fastclip_work(case, clipped).seconds(n_bytes, gpu.bytes_per_second) * 1e6
+    return f"{significant(stock)} / {significant(fused)} / {stock / fused:.1f}"
+
+
+STOCK_MOVES = sum(STOCK_PASSES)
+MOVES = {clipped: sum(passes(clipped)) for clipped in (False, True)}
+
+INTRODUCTION = f"""\
+# What a clip should take on a GPU
+
+**Every time in this file is a prediction; nobody has measured any of them.** They are what the
+counted bytes and launches come to, so that a measurement has something to be held against:
+`make gpu` puts both side by side.
+
+    time = bytes moved / bandwidth + launches x {LAUNCH_MICROSECONDS:g} us
+
+- **Bytes.** N bytes of gradients: stock moves {STOCK_MOVES} N, clipped or not: one read for the
+  norm, one read and one write for the product. fastclip moves {MOVES[False]} N when nothing is
+  clipped and {MOVES[True]} N when something is (docs/counted-work.md). Caches are left out: what L2
+  still holds of the gradients makes both faster than this. Partial sums are left out, too: they are
+  small against N, but for lists of thousands of small tensors, for which docs/counted-work.md
+  counts fastclip's.
+- **Launches.** {LAUNCH_MICROSECONDS:g} us for each is an assumption and not a measurement, the same
+  for every kernel and GPU, with a host that is far enough ahead never to be waited for. Where
+  launches outweigh bytes the prediction says little more than how many there are. The grid sync of
+  the fused kernel is not charged.
+- **Bandwidth** is what the maker says; copies reach less. Of B200s, drivers have been seen to
+  report 7.67 TB/s ([pytorch/ao#4002](https://github.com/pytorch/ao/pull/4002)).
+
+`python bench/roofline.py` writes this file; tests/test_roofline.py compares it.
+"""
+
+MODEL = f"""
+## Launches
+
+Stock's are counted from torch's source, for a torch 2.13 built with CUDA 13 (older builds put fewer
+tensors into a launch), foreach, p = 2, one dtype: `foreach_norm` and `foreach_mul` launch once for
+every {MAX_TENSORS} tensors or {MAX_BLOCKS:,} chunks of {CHUNK_SIZE:,} elements, whichever comes
+first; chunks' sums start as zeros, and a cleanup kernel finishes {MAX_CLEANED:,} norms a launch;
+`stack` copies {MAX_STACKED} of them a launch; then `vector_norm`, and the coefficient in `add`,
+`reciprocal`, `mul` and `clamp`. The limits of the cleanup kernel and of `stack` are of torch's main
+branch and not in the headers that torch installs. fastclip's are the fused kernel, and a launch for
+every {MAX_IN_ARGUMENTS:,} rows of a table too long for its arguments (driver 12.1 and later);
+`GradClipper` launches the same.
+"""
+
+TIMES = """
+## Times
+
+Predicted microseconds of stock / predicted microseconds of fastclip, native and fused, and of
+`GradClipper`, whose work on the GPU is the same / their ratio.
+"""
+
+
+def main() -> None:
+    """Write the document again."""
+    DOCUMENT.write_text(document(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What bench/gpu.py reports, from runs that never were: the choice, the predictions, the skips."""
+
+import math
+import sys
+from pathlib import Path
+
+import gpu_made_up
+import pytest
+from gpu_made_up import forms, report
+from source_tree import ROOT
+
+sys.path.append(str(ROOT / "bench"))
+
+import gpu
+import gpu_report
+import roofline
+from fused_or_split import choose
+
+
+@pytest.mark.parametrize(
+    ("fused_ms", "split_ms", "default", "told"),
+    [
+        ((1.0, 2.0), (1.25, 2.5), "fused", "fused should be the default"),
+        ((1.25, 2.5), (1.0, 2.0), "split", "split should be the default"),
+        ((1.0, 2.0), (1.005, 1.995), "either", "equal within 1%: leave the default"),
+    ],
+)
+def test_the_default_is_the_form_that_takes_less(
+    fused_ms: tuple[float, float], split_ms: tuple[float, float], default: str, told: str
+) -> None:
+    rows = [
+        forms(fused, split, clipped)
+        for fused, split, clipped in zip(fused_ms, split_ms, (False, True), strict=True)
+    ]
+    choice = choose(rows, "native", True, None)
+    assert choice["default"] == default and told in choice["told"]
+    ratios = [fused / split for fused, split in zip(fused_ms, split_ms, strict=True)]
+    mean = choice["ratios"]["all"]["mean"]
+    assert mean == pytest.approx(math.sqrt(math.prod(ratios)))
+    assert f"all {mean:.3f}, not clipped {ratios[0]:.3f}, clipped {ratios[1]:.3f}" in choice["told"]
+    assert choice["told"] in gpu_report.markdown(report(rows))
+
+
+def test_there_is_no_choice_without_a_gpu_or_without_both_forms() -> None:
+    rows = [forms(1.0, 2.0)]
+    assert choose(rows, "native", False, None)["default"] is None
+    assert choose(rows, "triton", True, None)["default"] is None
+    absent = choose(rows, "triton", True, "no such backend")
+    assert (absent["default"], absent["told"]) == (None, "not measured: no such backend")
+
+
+def test_a_gpus_report_names_all_that_a_time_depends_on() -> None:
+    found = report([forms(0.004, 0.006)])
+    text = gpu_report.markdown(found)
+    assert text.startswith("# fastclip on NVIDIA H100 80GB HBM3\n")
+    assert "NOT a GPU" not in text
+    named = gpu_report.provenance(found)
+    assert named in text
+    for part in ("driver 580.1", "CUDA (torch's) 13.0", "torch 2.13.0", "triton 3.9"):
+        assert part in named
+    assert found["machine"]["date"] in named and "commit" in named
+    assert "tests marked gpu: 1 passed, 0 failed, 2 SKIPPED (needs two GPUs)" in text
+    assert "fastclip triton: no such backend" in text and "apex: ModuleNotFoundError" in text
+
+
+@pytest.mark.parametrize(
+    ("device_name", "bytes_per_second", "told"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35e12, "the data sheet's (3.35 TB/s)"),
+        ("NVIDIA RTX 9000", 3000e9, "the measured copy's (3000 GB/s), since docs/roofline.md"),
+    ],
+)
+def test_measured_stands_beside_predicted(
+    device_name: str, bytes_per_second: float, told: str
+) -> None:
+    text = gpu_report.markdown(report([forms(0.004, 0.006)], device_name))
+    assert told in text
+    lines = text.partition("## Measured beside predicted")[2].splitlines()
+    line = next(line for line in lines if "| native split |" in line)
+    predicted = gpu_made_up.N_BYTES / bytes_per_second * 1e6 + 2 * roofline.LAUNCH_MICROSECONDS
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[4:] == ["6", f"{predicted:.3g}", f"{6 / predicted:.2f}"]
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase name="a" /><testcase name="b"><skipped message="needs two GPUs" /></testcase>
+<testcase name="c"><skipped message="needs two GPUs" /></testcase>
+<testcase name="d"><failure /></testcase>
+</testsuite></testsuites>"""
+
+
+def test_skipped_checks_are_told_as_skipped(tmp_path: Path) -> None:
+    junit, sanitizer = tmp_path / "junit.xml", tmp_path / "sanitized.txt"
+    junit.write_text(JUNIT)
+    assert gpu.tests_told(junit) == "1 passed, 1 failed, 2 SKIPPED (needs two GPUs)"
+    sanitizer.write_text("nothing reported\n")
+    assert gpu.sanitizer_told(sanitizer, None) == "nothing reported"
+    assert gpu.sanitizer_told(sanitizer, "no driver").startswith("SKIPPED, as the native backend")

@@ -1,0 +1,130 @@
+"""docs/roofline.md: predictions, marked as such, that follow from counted bytes and launches."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from source_tree import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.append(str(ROOT / "bench"))
+
+import roofline
+import stock_launches
+from shapes import CASES
+
+HEADER = Path(torch.__file__).parent / "include/ATen/native/cuda/MultiTensorApply.cuh"
+CHUNK = stock_launches.CHUNK_SIZE
+
+
+def test_the_document_is_what_the_script_writes() -> None:
+    assert roofline.DOCUMENT.read_text(encoding="utf-8") == roofline.document()
+
+
+def test_every_line_of_a_prediction_says_so() -> None:
+    rows = [line for line in roofline.document().splitlines() if line.startswith("| ")]
+    predicted = [row for row in rows if re.search(r"`[\w-]+` \|", row)]
+    # Launches of each list, and times of each in two dtypes, not clipped and clipped.
+    assert len(predicted) == len(CASES) * (1 + 2 * 2)
+    assert all(row.startswith("| prediction | ") for row in predicted)
+
+
+def test_a_time_is_bytes_over_bandwidth_and_launches() -> None:
+    work = roofline.Work(launches=5, reads=2, writes=1)
+    # 3 ms for 3 GB at 1 TB/s, and 2 us for each launch.
+    assert work.seconds(10**9, 1e12) == pytest.approx(3e-3 + 5 * 2e-6)
+
+
+def test_a_line_follows_from_its_case() -> None:
+    # 497,759,232 bytes at 3.35 TB/s take 148.6 us; stock moves three times as many in 11 launches.
+    row = next(
+        line
+        for line in roofline.document().splitlines()
+        if line.startswith("| prediction | `gpt2-124m` | float32 | no |")
+    )
+    assert row.split(" | ")[6] == "468 / 151 / 3.1"
+
+
+@pytest.mark.parametrize(
+    ("counts", "launches"),
+    [
+        ([], 0),
+        ([0, 0], 0),
+        ([1], 1),
+        ([1] * 770, 1),
+        ([1] * 771, 2),
+        ([0] * 5 + [1] * 770, 1),
+        ([2240 * CHUNK], 1),
+        ([2240 * CHUNK + 1], 2),
+        # The launch is full of blocks within the second tensor, whose rest counts as a tensor of
+        # the next one: 769 more fill it.
+        ([CHUNK, 2240 * CHUNK] + [1] * 769, 2),
+        ([CHUNK, 2240 * CHUNK] + [1] * 770, 3),
+        ([2240 * CHUNK] + [1] * 770, 2),
+    ],
+)
+def test_foreach_launches_when_tensors_or_blocks_are_full(counts: list[int], launches: int) -> None:
+    assert stock_launches.multi_tensor_apply(counts) == launches
+
+
+@pytest.mark.skipif(not HEADER.exists(), reason="needs the CUDA headers that torch installs")
+def test_the_limits_are_those_of_torchs_header() -> None:
+    text = HEADER.read_text(encoding="utf-8")
+    newer = text.partition("CUDART_VERSION >= 13000")[2].partition("#else")[0]
+    assert f"kChunkSize = {stock_launches.CHUNK_SIZE};" in text
+    assert f"depth_to_max_tensors[5] = {{{stock_launches.MAX_TENSORS}," in newer
+    assert f"depth_to_max_blocks[5] = {{{stock_launches.MAX_BLOCKS}," in newer
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations that torch carries out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_steps_are_the_operations_of_stocks_clip() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    with Operations() as operations:
+        torch.nn.utils.clip_grad_norm_([parameter], 1.0, foreach=True)
+    silent = {"detach", "unbind"}
+    done = [name.strip("_") for name in operations.names if name not in silent]
+    steps = list(stock_launches.stock_launches(CASES["1x1e8"]))
+    # On the GPU foreach_norm is three of them: sums from zeros, the chunks, and the cleanup.
+    inner = {"zeros", "cleanup"}
+    named = [name.removeprefix("linalg_") for name in done]
+    assert named == [step for step in steps if step not in inner]
+
+
+def test_fastclips_work_is_what_was_counted() -> None:
+    text = (ROOT / "docs" / "counted-work.md").read_text(encoding="utf-8")
+    # The columns "not clipped" and "clipped" of each list.
+    line = re.compile(r"^\| `([\w-]+)` \| [\d,]+ \| ([^|]+ \| [^|]+) \|", re.MULTILINE)
+    counted = dict(line.findall(text))
+    assert counted.keys() == CASES.keys()
+    for name, cells in counted.items():
+        works = [roofline.fastclip_work(CASES[name], clipped) for clipped in (False, True)]
+        told = " | ".join(f"{w.launches} / {w.reads} / {w.writes}" for w in works)
+        assert cells == told, name
+
+
+def test_split_is_a_launch_more() -> None:
+    for case in CASES.values():
+        fused = roofline.fastclip_work(case, True)
+        split = roofline.fastclip_work(case, True, split=True)
+        assert split == roofline.Work(fused.launches + 1, fused.reads, fused.writes)
+
+
+def test_only_the_very_gpu_of_the_data_sheet_is_known() -> None:
+    known = roofline.known_gpu("NVIDIA H100 80GB HBM3")
+    assert known is not None and known.bytes_per_second == 3.35e12
+    for name in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert roofline.known_gpu(name) is None
