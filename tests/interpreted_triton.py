@@ -81,7 +81,10 @@ def _rounding(
     from triton.runtime.interpreter import TensorHandle
 
     def cast(self: InterpreterBuilder, src: TensorHandle, dst_type: tl.dtype) -> TensorHandle:
-        """Round float32 to the nearest bfloat16, where the interpreter drops bits."""
+        """Convert bfloat16 exactly and round to it: the interpreter loses denormals and bits."""
+        if src.dtype.scalar == tl.bfloat16 and dst_type.scalar == tl.float32:
+            wide = src.data.astype(np.uint32) << 16
+            return TensorHandle(wide.view(np.float32), tl.float32)
         if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
             return cast_impl(self, src, dst_type)
         bits = src.data.view(np.uint32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import FLOAT_DTYPES, parameters
 from torch import Tensor
@@ -17,14 +17,32 @@ import fastclip
 
 # The same examples every time where a chance failure would only stop somebody else's work.
 IS_CHECK = "CI" in os.environ or "FASTCLIP_REQUIRE_NATIVE" in os.environ
-SETTINGS = settings(deadline=None, derandomize=IS_CHECK, database=None, max_examples=100)
+SETTINGS = settings(
+    deadline=None,
+    derandomize=IS_CHECK,
+    database=None,
+    max_examples=100,
+    # The interpreter of Triton stays in use over all examples.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 NATIVE_REASONS = fastclip.backend_report()["native"]
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(bool(NATIVE_REASONS), reason="no native"))
-BACKENDS = pytest.mark.parametrize("backend", [None, "reference", NATIVE])
+BACKENDS = pytest.mark.parametrize("backend", [None, "reference", NATIVE, "triton"])
 
 CHUNK_SIZE = 1 << 14
-GUARD = 5
+GUARD = 4099
+
+
+@pytest.fixture(autouse=True)
+def interpreted_where_named(request: pytest.FixtureRequest) -> None:
+    """Let Triton's kernels run where the backend is "triton"."""
+    if (
+        getattr(request.node, "callspec", None)
+        and request.node.callspec.params.get("backend") == "triton"
+    ):
+        request.getfixturevalue("interpreted")
+
 
 # float64 sums in float64 and overflows as torch does: its values keep their cubes within range.
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOAT_DTYPES} | {torch.float64: 1e100}
@@ -54,7 +72,7 @@ class DescribedList:
 
     @property
     def may_be_refused(self) -> bool:
-        """Tell whether the native backend may leave the list to another one."""
+        """Tell whether a backend with kernels may leave the list to another one."""
         gaps = any(gradient.layout == "gaps" for gradient in self.gradients)
         return gaps or any(how in ("tail", "flat") for _, how in self.aliases)
 
@@ -134,9 +152,9 @@ def all_same(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 
 def was_refused(error: RuntimeError, described: DescribedList, backend: str | None) -> bool:
-    """Tell whether this is the native backend's refusal of a list that it may refuse."""
-    refusal = 'backend "native" cannot run this' in str(error)
-    return refusal and backend == "native" and described.may_be_refused
+    """Tell whether this is a refusal of a list that a backend with kernels may refuse."""
+    refusal = f'backend "{backend}" cannot run this' in str(error)
+    return refusal and backend in ("native", "triton") and described.may_be_refused
 
 
 sizes = st.one_of(

@@ -39,6 +39,11 @@ def is_interpreted() -> bool:
     return not isinstance(clip_kernel, triton.JITFunction)
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Tell whether a CUDA graph is being captured on the current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Call:
     """A packed list and the device memory of one call: its words, partials and sums."""
 
@@ -80,10 +85,10 @@ class Call:
 
     def upload(self) -> None:
         """Bring the words to the device, behind what its stream holds already."""
-        if self.device.type == "cpu":
-            self._write(self._memory[: self._used])
-        elif torch.cuda.is_current_stream_capturing():
+        if is_capturing(self.device):
             self._upload_in_arguments()
+        elif self.device.type == "cpu":
+            self._write(self._memory[: self._used])
         else:
             # torch keeps pinned memory from other uses until the copy is done.
             pinned = torch.empty(self._used, dtype=torch.int64, pin_memory=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..clip_mode import AUTO, FUSED, clip_mode
-from .call import Call, is_interpreted, launch
+from .call import Call, is_capturing, is_interpreted, launch
 from .device import words
 from .device.kernels import (
     clamp_kernel,
@@ -94,8 +94,7 @@ def clip(
 
 def _launch_clip(call: Call, kind: int, finds_inf: int) -> None:
     mode, mix = clip_mode(), call.packed.mix
-    is_capturing = call.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if mode == FUSED or (mode == AUTO and not is_capturing):
+    if mode == FUSED or (mode == AUTO and not is_capturing(call.device)):
         if mode == AUTO:
             _load_split(call, kind, finds_inf)
         programs = 1 if is_interpreted() else call.programs()
@@ -178,7 +177,7 @@ def parameter_norms(norm: Norm) -> Tensor:
     size = len(roots)
     if norm.places == list(range(size)):
         return roots
-    if norm.sums.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_capturing(norm.sums.device):
         raise RuntimeError(
             "GradClipper: parameter_norms must be read outside of a CUDA graph's capture where "
             "parameters have no gradient, or share one"

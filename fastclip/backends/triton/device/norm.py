@@ -183,9 +183,10 @@ def root(total, norm_type, KIND: tl.constexpr):
     """Return the norm of a sum."""
     if KIND == POWER_SUM:
         return tl.exp2(tl.log2(total) / norm_type)
-    if KIND == SUM_SQ or KIND == SUM_SQ_WIDE:
+    elif KIND == SUM_SQ or KIND == SUM_SQ_WIDE:
         return tl.sqrt(total)
-    return total
+    else:
+        return total
 
 
 @triton.jit

@@ -42,9 +42,10 @@ def join(a, b, KIND: tl.constexpr):
     """Combine sums or maxima, both float64 and not negative."""
     if KIND == ABS_MAX:
         # The bits order as integers, with NaN above inf.
-        a, b = a.to(tl.int64, bitcast=True), b.to(tl.int64, bitcast=True)
-        return tl.maximum(a, b).to(tl.float64, bitcast=True)
-    return a + b
+        bits = tl.maximum(a.to(tl.int64, bitcast=True), b.to(tl.int64, bitcast=True))
+        return bits.to(tl.float64, bitcast=True)
+    else:
+        return a + b
 
 
 @triton.jit
@@ -52,7 +53,8 @@ def join_all(values, KIND: tl.constexpr, axis: tl.constexpr = None):
     """Combine a block of sums or maxima along an axis, in one fixed tree."""
     if KIND == ABS_MAX:
         return tl.max(values.to(tl.int64, bitcast=True), axis).to(tl.float64, bitcast=True)
-    return tl.sum(values, axis)
+    else:
+        return tl.sum(values, axis)
 
 
 @triton.jit
@@ -61,9 +63,10 @@ def term(x, norm_type, KIND: tl.constexpr):
     x = x.to(tl.float64)
     if KIND == POWER_SUM:
         return tl.exp2(norm_type * tl.log2(tl.abs(x)))
-    if KIND == SUM_SQ or KIND == SUM_SQ_WIDE:
+    elif KIND == SUM_SQ or KIND == SUM_SQ_WIDE:
         return x * x
-    return tl.abs(x)
+    else:
+        return tl.abs(x)
 
 
 @triton.jit
@@ -71,7 +74,7 @@ def four_squares(a, b, c, d, T: tl.constexpr):
     """Add four squares in float32, in pairs: two roundings, then float64."""
     aa, bb, cc, dd = a * a, b * b, c * c, d * d
     squares = ((aa + bb) + (cc + dd)).to(tl.float64)
-    if tl.float32 == T:
+    if T == tl.float32:
         # What rounding dropped of each square, exactly. Those of 16-bit elements are exact.
         dropped = (tl.fma(a, a, -aa) + tl.fma(b, b, -bb)) + (tl.fma(c, c, -cc) + tl.fma(d, d, -dd))
         squares += dropped.to(tl.float64)
@@ -81,17 +84,19 @@ def four_squares(a, b, c, d, T: tl.constexpr):
 @triton.jit
 def low_half(words, T: tl.constexpr):
     """Return the first of the two elements in each word as float32."""
-    if tl.bfloat16 == T:
+    if T == tl.bfloat16:
         return (words << 16).to(tl.float32, bitcast=True)
-    return words.to(tl.int16).to(T, bitcast=True).to(tl.float32)
+    else:
+        return words.to(tl.int16).to(T, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def high_half(words, T: tl.constexpr):
     """Return the second of the two elements in each word as float32."""
-    if tl.bfloat16 == T:
+    if T == tl.bfloat16:
         return (words & -65536).to(tl.float32, bitcast=True)
-    return (words >> 16).to(tl.int16).to(T, bitcast=True).to(tl.float32)
+    else:
+        return (words >> 16).to(tl.int16).to(T, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -99,7 +104,8 @@ def magnitude(x):
     """Return the bits of a magnitude: they order as the magnitudes do, with NaN above inf."""
     if x.dtype == tl.float64:
         return tl.abs(x).to(tl.int64, bitcast=True)
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    else:
+        return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
@@ -126,10 +132,10 @@ def add_four(sums, seen, a, b, c, d, norm_type, T: tl.constexpr, KIND: tl.conste
     ``seen`` receives the bits of the largest magnitude, or, where a chunk may need a rescue, those
     of all magnitudes or-ed.
     """
-    if KIND == SUM_SQ and tl.float32 == T:
+    if KIND == SUM_SQ and T == tl.float32:
         sums += four_squares(a, b, c, d, T)
         seen |= magnitude(a) | magnitude(b) | magnitude(c) | magnitude(d)
-    elif KIND == SUM_SQ and tl.float64 != T:
+    elif KIND == SUM_SQ and T != tl.float64:
         sums += four_squares(low_half(a, T), high_half(a, T), low_half(b, T), high_half(b, T), T)
         sums += four_squares(low_half(c, T), high_half(c, T), low_half(d, T), high_half(d, T), T)
         seen |= (a | b | c | d) & 0x7FFF7FFF
@@ -188,7 +194,7 @@ def reduce_body(body_ptr, vectors, norm_type, T: tl.constexpr, KIND: tl.constexp
     BLOCK: tl.constexpr = THREADS * PER_VECTOR
     offsets = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float64)
-    seen = tl.zeros([BLOCK], tl.int64 if tl.float64 == T else tl.int32)
+    seen = tl.zeros([BLOCK], tl.int64 if T == tl.float64 else tl.int32)
     if KIND == POWER_SUM:
         # One block at a time: powers are so long that loads need no company.
         for start in range(0, vectors * PER_VECTOR, BLOCK):
@@ -233,7 +239,8 @@ def as_magnitude(bits):
     """Return the float64 of magnitude()'s bits."""
     if bits.dtype == tl.int64:
         return bits.to(tl.float64, bitcast=True)
-    return bits.to(tl.float32, bitcast=True).to(tl.float64)
+    else:
+        return bits.to(tl.float32, bitcast=True).to(tl.float64)
 
 
 @triton.jit
@@ -255,7 +262,7 @@ def reduce_edges(data, head, tail, count, norm_type, T: tl.constexpr, KIND: tl.c
 def reduce_rescued(data, count, norm_type, T: tl.constexpr, KIND: tl.constexpr):
     """Reduce a chunk, again in float64 where its squares left float32's range."""
     value, seen = reduce_chunk(data, count, norm_type, T, KIND)
-    if KIND == SUM_SQ and (tl.float32 == T or tl.bfloat16 == T):
+    if KIND == SUM_SQ and (T == tl.float32 or T == tl.bfloat16):
         # A float32 square overflows above 2^64 and loses digits below 2^-63. What a lost square is
         # off by is at most 2^-149: a sum above the limit has lost nothing that counts.
         if not (value < INF) or (seen != 0 and value < count * LOST):

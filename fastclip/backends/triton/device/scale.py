@@ -62,7 +62,8 @@ def changed(x, value, CHANGE: tl.constexpr):
         is_above, is_below = wide > limit, wide < -limit
         new = tl.where(is_above, limit, tl.where(is_below, -limit, wide))
         return new.to(x.dtype), is_above | is_below
-    return (wide * value.to(wide.dtype)).to(x.dtype), wide == wide
+    else:
+        return (wide * value.to(wide.dtype)).to(x.dtype), wide == wide
 
 
 @triton.jit

@@ -1,0 +1,190 @@
+"""The backend "triton": when it runs, when it says no, and in which words."""
+
+import builtins
+import math
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from samples import assert_clipped, copies, gradient, parameters
+from torch import Tensor
+
+import fastclip
+from fastclip import backends
+from fastclip.backends import base, triton
+from fastclip.backends.triton import TritonBackend
+
+
+@pytest.fixture
+def not_interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the backend see itself as users do."""
+    load = triton._load
+    monkeypatch.delenv("TRITON_INTERPRET")
+    load.cache_clear()
+    yield
+    load.cache_clear()
+
+
+def has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "_has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+@pytest.mark.usefixtures("not_interpreted")
+def test_cpu_gradients_are_refused_before_triton_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton, "_load", lambda: pytest.fail("triton was imported"))
+    assert TritonBackend().unavailable_reasons("cpu") == ["device cpu (supported: cuda)"]
+    held = parameters([torch.ones(3)])
+    with pytest.raises(RuntimeError, match='"triton" cannot run this: torch sees no GPU'):
+        fastclip.clip_grad_norm_(held, 1.0, backend="triton")
+    assert fastclip.clip_grad_norm_(parameters([torch.ones(4)[::2]]), 9.0) == math.sqrt(2)
+
+
+@pytest.mark.usefixtures("not_interpreted")
+def test_without_triton_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpu(monkeypatch)
+    original = builtins.__import__
+
+    def without_triton(name: str, *rest: object) -> object:
+        if name == "triton":
+            raise ImportError("No module named 'triton'")
+        return original(name, *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(builtins, "__import__", without_triton)
+    reasons = TritonBackend().unavailable_reasons("cuda")
+    assert reasons == ["triton cannot be imported: No module named 'triton'"]
+
+
+@pytest.mark.usefixtures("not_interpreted")
+@pytest.mark.parametrize("version", ("3.5.1", "2.3", "3.5.0+git1234"))
+def test_an_old_triton_is_too_old(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    has_gpu(monkeypatch)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    reasons = TritonBackend().unavailable_reasons("cuda")
+    assert reasons == [f"triton {version} is too old (supported: 3.6 and later)"]
+
+
+def test_a_triton_imported_before_the_variable_is_set_is_told(
+    monkeypatch: pytest.MonkeyPatch, interpreted: None
+) -> None:
+    assert TritonBackend().unavailable_reasons("cpu") == []
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    triton._load.cache_clear()
+    has_gpu(monkeypatch)
+    reasons = TritonBackend().unavailable_reasons("cuda")
+    triton._load.cache_clear()
+    assert reasons == ["TRITON_INTERPRET was unset after triton was imported"]
+
+
+def test_a_gpu_that_triton_cannot_run_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(index: int) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
+
+    monkeypatch.setattr(triton, "_load", lambda: (SimpleNamespace(check=fail), ()))
+    has_gpu(monkeypatch)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    reasons = TritonBackend().unavailable_reasons("cuda")
+    assert reasons == [
+        "Triton cannot run on device cuda:0: RuntimeError: Failed to find C compiler. "
+        "Please specify via CC"
+    ]
+    calls: list[int] = []
+    monkeypatch.setattr(triton, "_usable", set())
+    monkeypatch.setattr(triton, "_load", lambda: (SimpleNamespace(check=calls.append), ()))
+    assert TritonBackend().unavailable_reasons("cuda") == []
+    assert TritonBackend().unavailable_reasons("cuda") == []
+    assert calls == [0]  # asked once
+
+
+def test_interpreted_kernels_are_for_those_who_name_them() -> None:
+    names = [backend.name for backend in backends._candidates(None, None)]
+    assert names == ["native", "reference"]
+    assert [backend.name for backend in backends._candidates("triton", None)] == ["triton"]
+
+
+@pytest.mark.usefixtures("not_interpreted")
+def test_triton_is_chosen_between_native_and_reference() -> None:
+    names = [backend.name for backend in backends._candidates(None, None)]
+    assert names == ["native", "triton", "reference"]
+    assert [backend.name for backend in backends._candidates(None, False)] == ["reference"]
+
+
+def test_foreach_false_contradicts_it() -> None:
+    with pytest.raises(ValueError, match='foreach=False needs backend "reference" or None'):
+        fastclip.clip_grad_norm_(parameters([torch.ones(3)]), 1.0, foreach=False, backend="triton")
+
+
+@pytest.mark.usefixtures("not_interpreted")
+def test_a_fallback_is_told_only_where_torch_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise base.UnsupportedError(["no kernels"], warning="clipped with torch operations")
+
+    held = parameters([torch.ones(3)])
+    monkeypatch.setattr(backends.NATIVE, "clip_grad_norm_", refuse)
+    monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", lambda *_: torch.tensor(7.0))
+    assert fastclip.clip_grad_norm_(held, 1.0) == 7.0
+    monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", refuse)
+    base.warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="clipped with torch operations"):
+        fastclip.clip_grad_norm_(held, 1.0)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda p: fastclip.clip_grad_norm_(p, 1.0, 0.0, backend="triton"), "norm_type 0.0"),
+        (lambda p: fastclip.clip_grad_norm_(p, 1.0, -1.0, backend="triton"), "norm_type -1.0"),
+        (lambda p: fastclip.clip_grad_norm_(p, 1.0, math.nan, backend="triton"), "norm_type nan"),
+        (lambda p: fastclip.clip_grad_value_(p, 1e5, backend="triton"), "does not fit float16"),
+    ],
+)
+def test_arguments_that_kernels_do_not_know(
+    call: Callable[[list[Tensor]], object], reason: str
+) -> None:
+    held = parameters([gradient(5, torch.float16)])
+    before = copies([p.grad for p in held if p.grad is not None])
+    with pytest.raises(RuntimeError, match=f'"triton" cannot run this: .*{reason}'):
+        call(held)
+    assert held[0].grad is not None and torch.equal(held[0].grad, before[0])
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_lists_without_gradients() -> None:
+    for held in ([], parameters([None, None])):
+        norm = fastclip.clip_grad_norm_(held, 1.0, backend="triton")
+        assert norm.dtype == torch.float32 and norm == 0
+        clipper = fastclip.GradClipper(held, 1.0, backend="triton")
+        clipper.clip_()
+        assert torch.equal(clipper.parameter_norms, torch.zeros(len(held)))
+    assert fastclip.get_total_norm([], dtype=torch.float64, backend="triton").dtype == torch.float64
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_clipper_reads_gradients_anew_and_keeps_norms_of_its_last_clip() -> None:
+    held = parameters([gradient(5000, torch.float32, seed=i) for i in range(3)])
+    clipper = fastclip.GradClipper(held, 0.5, backend="triton")
+    with pytest.raises(RuntimeError, match="parameter_norms needs a call"):
+        _ = clipper.parameter_norms
+    clipper.clip_()
+    grads = [gradient(70, torch.float32, seed=9), None, gradient(20_000, torch.float32, seed=8)]
+    for p, grad in zip(held, grads, strict=True):
+        p.grad = None
+        p.data = torch.zeros(1 if grad is None else grad.shape)
+        p.grad = None if grad is None else grad.clone()
+    norm = clipper.clip_()
+    left = [grad for grad in grads if grad is not None]
+    assert_clipped([held[0], held[2]], left, 0.5, norm)
+    norms = clipper.parameter_norms
+    norms.zero_()
+    assert clipper.parameter_norms[1] == 0 and clipper.parameter_norms[0] != 0
+    assert held[0].grad is not None
+    held[0].grad.fill_(math.nan)
+    with pytest.raises(RuntimeError, match="non-finite gradients: 0"):
+        clipper.error_if_nonfinite = True
+        clipper.clip_()
+    assert clipper.parameter_norms[0].isnan()

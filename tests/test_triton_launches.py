@@ -1,0 +1,106 @@
+"""What the Triton backend launches: recorded, with kernels compiled for a GPU and none run."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from interpreted_triton import why_not_interpreted
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted())),
+]
+
+WORKER = Path(__file__).with_name("triton_launches_worker.py")
+FRONT_END = Path(__file__).with_name("triton_front_worker.py")
+HOST_TIME = WORKER.parents[1] / "bench" / "triton_host.py"
+PROGRAMS = 6
+"""400,000 bytes in pieces of 64 KiB."""
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@cache
+def run_worker(scenario: str) -> dict[str, list[dict[str, object]]]:
+    return json.loads(run(str(WORKER), scenario))
+
+
+def kernels(launches: list[dict[str, object]]) -> list[object]:
+    return [launch.get("kernel", launch.get("error")) for launch in launches]
+
+
+def test_every_variant_passes_tritons_front_end() -> None:
+    found = json.loads(run(str(FRONT_END)))
+    assert found["refused"] == {}
+    assert found["variants"] == 1 + 5 + 5 * (3 + 5 * 5)
+
+
+def test_nothing_is_compiled_again_for_another_list() -> None:
+    counts = run_worker("fifty_lists")
+    once = ["clip_kernel", "reduce_kernel", "finish_and_scale_kernel", "write_words_kernel"]
+    assert {name: counts["first"].get(name) for name in once} == dict.fromkeys(once, 1)
+    assert counts["after"] == counts["first"]
+    # One for each mix of dtypes; the kernel that writes words knows none.
+    twice = {**dict.fromkeys(once[:3], 2), "write_words_kernel": 1}
+    assert {name: counts["with another mix"][name] for name in once} == twice
+
+
+def test_a_clip_is_one_cooperative_launch() -> None:
+    (launch,) = run_worker("forms")["auto"]
+    assert (launch["kernel"], launch["is_cooperative"]) == ("clip_kernel", True)
+    assert launch["programs"] == PROGRAMS
+    (fused,) = run_worker("forms")["fused"]
+    assert fused["kernel"] == "clip_kernel"
+
+
+def test_a_refused_launch_is_two() -> None:
+    found = run_worker("forms")
+    split = ["reduce_kernel", "finish_and_scale_kernel"]
+    refusals = [name for name in found if "cooperative launch" in name or "not supported" in name]
+    assert len(refusals) == 3
+    for name in ["split", *refusals]:
+        assert kernels(found[name]) == split, name
+        assert not any(launch["is_cooperative"] for launch in found[name])
+
+
+def test_other_errors_and_a_form_that_was_asked_for_raise() -> None:
+    found = run_worker("forms")
+    text = "Triton Error [CUDA]: an illegal memory access was encountered"
+    assert kernels(found[text]) == [text]
+    text = "Triton Error [CUDA]: too many blocks in cooperative launch"
+    assert kernels(found["fused, refused"]) == [text]
+
+
+def test_a_captured_clip_carries_its_words_in_arguments() -> None:
+    names = kernels(run_worker("forms")["captured"])
+    # 18 fields and three words for each of 100 tensors, 64 in a launch.
+    assert names == [*["write_words_kernel"] * 5, "reduce_kernel", "finish_and_scale_kernel"]
+
+
+def test_the_words_in_arguments_are_those_of_the_list() -> None:
+    found = run_worker("words")
+    wanted = found["wanted"]
+    assert found["sent"][: len(wanted)] == wanted
+    assert len(found["sent"]) % 64 == 0 and not any(found["sent"][len(wanted) :])
+
+
+def test_host_time_is_measured_for_each_list(tmp_path: Path) -> None:
+    run(str(HOST_TIME), "--rounds", "10", "--json", str(tmp_path / "host.json"))
+    rows = json.loads((tmp_path / "host.json").read_text(encoding="utf-8"))
+    assert [row["tensors"] for row in rows] == [10, 100, 1000]
+    assert all(value > 0 for row in rows for value in row.values())
+    assert all("clipper, packed by torch, us" in row for row in rows)
