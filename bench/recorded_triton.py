@@ -44,7 +44,8 @@ class Recorder:
 def record(capability: int = 90) -> Recorder:
     """Let every launch of this process be recorded from now on."""
     recorder = Recorder()
-    triton.runtime.driver.set_active(_driver(recorder, capability))
+    driver = _driver(recorder, capability)
+    triton.runtime.driver.set_active(driver)  # pyright: ignore[reportArgumentType]
     # The lists of CPU tensors are packed as for the interpreter, whose place the driver takes.
     backend.is_interpreted = lambda: True
     backend._load.cache_clear()

@@ -29,7 +29,7 @@ ELEMENTS = 64
 
 def parameters(size: int) -> list[torch.Tensor]:
     """Return parameters with small gradients."""
-    made = [torch.nn.Parameter(torch.zeros(ELEMENTS)) for _ in range(size)]
+    made: list[torch.Tensor] = [torch.zeros(ELEMENTS) for _ in range(size)]
     for parameter in made:
         parameter.grad = torch.ones(ELEMENTS)
     return made

@@ -35,8 +35,9 @@ def run(*command: str) -> str:
 
 
 @cache
-def run_worker(scenario: str) -> dict[str, list[dict[str, object]]]:
-    return json.loads(run(str(WORKER), scenario))
+def forms() -> dict[str, list[dict[str, object]]]:
+    """Return what each form of a clip launched."""
+    return json.loads(run(str(WORKER), "forms"))
 
 
 def kernels(launches: list[dict[str, object]]) -> list[object]:
@@ -50,7 +51,7 @@ def test_every_variant_passes_tritons_front_end() -> None:
 
 
 def test_nothing_is_compiled_again_for_another_list() -> None:
-    counts = run_worker("fifty_lists")
+    counts: dict[str, dict[str, int]] = json.loads(run(str(WORKER), "fifty_lists"))
     once = ["clip_kernel", "reduce_kernel", "finish_and_scale_kernel", "write_words_kernel"]
     assert {name: counts["first"].get(name) for name in once} == dict.fromkeys(once, 1)
     assert counts["after"] == counts["first"]
@@ -60,15 +61,15 @@ def test_nothing_is_compiled_again_for_another_list() -> None:
 
 
 def test_a_clip_is_one_cooperative_launch() -> None:
-    (launch,) = run_worker("forms")["auto"]
+    (launch,) = forms()["auto"]
     assert (launch["kernel"], launch["is_cooperative"]) == ("clip_kernel", True)
     assert launch["programs"] == PROGRAMS
-    (fused,) = run_worker("forms")["fused"]
+    (fused,) = forms()["fused"]
     assert fused["kernel"] == "clip_kernel"
 
 
 def test_a_refused_launch_is_two() -> None:
-    found = run_worker("forms")
+    found = forms()
     split = ["reduce_kernel", "finish_and_scale_kernel"]
     refusals = [name for name in found if "cooperative launch" in name or "not supported" in name]
     assert len(refusals) == 3
@@ -78,7 +79,7 @@ def test_a_refused_launch_is_two() -> None:
 
 
 def test_other_errors_and_a_form_that_was_asked_for_raise() -> None:
-    found = run_worker("forms")
+    found = forms()
     text = "Triton Error [CUDA]: an illegal memory access was encountered"
     assert kernels(found[text]) == [text]
     text = "Triton Error [CUDA]: too many blocks in cooperative launch"
@@ -86,13 +87,13 @@ def test_other_errors_and_a_form_that_was_asked_for_raise() -> None:
 
 
 def test_a_captured_clip_carries_its_words_in_arguments() -> None:
-    names = kernels(run_worker("forms")["captured"])
+    names = kernels(forms()["captured"])
     # 18 fields and three words for each of 100 tensors, 64 in a launch.
     assert names == [*["write_words_kernel"] * 5, "reduce_kernel", "finish_and_scale_kernel"]
 
 
 def test_the_words_in_arguments_are_those_of_the_list() -> None:
-    found = run_worker("words")
+    found: dict[str, list[int]] = json.loads(run(str(WORKER), "words"))
     wanted = found["wanted"]
     assert found["sent"][: len(wanted)] == wanted
     assert len(found["sent"]) % 64 == 0 and not any(found["sent"][len(wanted) :])

@@ -55,7 +55,7 @@ def check(kernel: triton.JITFunction, constants: Mapping[str, int]) -> None:
     ir.load_dialects(context)
     backend.load_dialects(context)
     source = ASTSource(kernel, signature, constexprs=places)
-    functions = backend.get_codegen_implementation(options)
+    functions = backend.get_codegen_implementation(options)  # pyright: ignore[reportAttributeAccessIssue]
     source.make_ir(TARGET, options, functions, backend.get_module_map(), context)
 
 
