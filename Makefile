@@ -59,11 +59,11 @@ gpu: $(TORCH_STAMP)
 # allocator it would miss accesses beyond a tensor; a graph's capture works with it alone.
 sanitize: $(ALL_STAMP)
 	for tool in memcheck racecheck initcheck synccheck; do \
-		(cd $(VENV) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool \
+		(cd $(VENV) && TRITON_INTERPRET=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool \
 			--error-exitcode 1 bin/python -m pytest -c ../pyproject.toml --rootdir=.. \
 			-m "gpu and not big" ../tests/test_gpu.py) || exit 1; \
 	done
-	cd $(VENV) && compute-sanitizer --error-exitcode 1 bin/python -m pytest -c ../pyproject.toml \
+	cd $(VENV) && TRITON_INTERPRET=0 compute-sanitizer --error-exitcode 1 bin/python -m pytest -c ../pyproject.toml \
 		--rootdir=.. -k "graph or capture" ../tests/test_gpu.py
 	echo "memcheck, racecheck, initcheck, synccheck: nothing reported of tests/test_gpu.py" \
 		> $(SANITIZED)

@@ -29,11 +29,12 @@ def in_form(form: str) -> Iterator[None]:
             raise ValueError(f"in_form: form must be auto (got {form!r}): {why_no_choice()}")
         yield
         return
+    before = chooser.clip_mode()
     chooser.set_clip_mode(form)
     try:
         yield
     finally:
-        chooser.set_clip_mode("auto")
+        chooser.set_clip_mode(before)
 
 
 def _chooser() -> ModuleType | None:

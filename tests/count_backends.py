@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from xml.etree import ElementTree
 
-BACKENDS = ("native", "reference", "emulated", "gpu")
+BACKENDS = ("native", "reference", "emulated", "triton", "gpu")
 
 
 def count(report: ElementTree.Element) -> tuple[Counter[str], Counter[str]]:
