@@ -44,7 +44,8 @@ def clip_grad_norm_(
         norm_type: the p of the p-norm: any float, or "inf".
         error_if_nonfinite: raise when the norm is inf or nan, before anything is written.
         foreach: as in torch; False takes the reference backend, one tensor at a time.
-        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+        backend: "native", "triton" or "reference" to insist on one; None takes the fastest that
+            can run.
 
     Returns:
         The norm before clipping: 0-dim, no grad, on the first gradient's device; float64 if any
@@ -96,7 +97,8 @@ def get_total_norm(
         foreach: as in torch; False takes the reference backend, one tensor at a time.
         dtype: dtype of the result and of the accumulation, ``torch.float32`` or ``torch.float64``;
             None takes float64 if any tensor is float64 or complex128, else float32.
-        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+        backend: "native", "triton" or "reference" to insist on one; None takes the fastest that
+            can run.
 
     Returns:
         The norm: 0-dim, no grad, on the first tensor's device.
@@ -143,7 +145,8 @@ def clip_grads_with_norm_(
         max_norm: the largest norm that the gradients keep.
         total_norm: 0-dim tensor, the norm that ``get_total_norm`` returned.
         foreach: as in torch; False takes the reference backend, one tensor at a time.
-        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+        backend: "native", "triton" or "reference" to insist on one; None takes the fastest that
+            can run.
 
     Raises:
         TypeError: ``total_norm`` is no tensor.
@@ -181,7 +184,8 @@ def clip_grad_value_(
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``).
         clip_value: the largest magnitude that an element keeps, in the unit of the gradients.
         foreach: as in torch; False takes the reference backend, one tensor at a time.
-        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+        backend: "native", "triton" or "reference" to insist on one; None takes the fastest that
+            can run.
 
     Raises:
         NotImplementedError: a gradient is complex.

@@ -38,7 +38,8 @@ class GradClipper:
         norm_type: the p of the p-norm: any float, or "inf".
         error_if_nonfinite: raise when the norm is inf or nan, before anything is written; the
             error names the parameters.
-        backend: "native" or "reference" to insist on one; None takes the fastest that can run.
+        backend: "native", "triton" or "reference" to insist on one; None takes the fastest that
+            can run.
 
     Attributes:
         names: one name per parameter in construction order: those given, else "0", "1", ...

@@ -115,7 +115,7 @@ def test_the_command_writes_a_report_without_the_others(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench" / "gpu.py"), *QUICK, "--dtypes", "float32"],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"},
         check=False,
         capture_output=True,
         text=True,
