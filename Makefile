@@ -35,11 +35,13 @@ test: $(ALL_STAMP)
 		--junit-xml=results.xml $(PYTEST_FLAGS) ../tests
 	$(BIN)/python tests/count_backends.py $(VENV)/results.xml
 	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/mutants/triton_run.py
 
-# Faults planted in the CPU and the CUDA sources: each must turn a test red.
+# Faults planted in the CPU, CUDA and Triton sources: each must turn a test red.
 mutants: $(ALL_STAMP)
 	$(BIN)/python tests/mutants/run.py
 	$(BIN)/python tests/mutants/kernel_run.py
+	$(BIN)/python tests/mutants/triton_run.py
 
 bench: $(ALL_STAMP)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)

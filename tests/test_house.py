@@ -17,7 +17,7 @@ from house_python import (
     unplaced,
     wrong_imports,
 )
-from mutants import faults, kernel_faults
+from mutants import faults, kernel_faults, triton_faults
 from signatures import binding_signatures, stub_signatures
 from source_tree import ROOT, compiler, plan
 
@@ -181,3 +181,4 @@ def test_the_documents_count_the_planted_faults() -> None:
     assert f"{len(faults.FAULTS)} in the CPU sources" in readme
     assert f"{on_gpu} in the CUDA sources" in readme and f"{on_gpu} planted faults found" in readme
     assert f"of {on_gpu} faults planted" in kernels
+    assert f"{len(triton_faults.FAULTS)} in the Triton kernels" in readme

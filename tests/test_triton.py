@@ -90,7 +90,7 @@ def test_every_misalignment(dtype: torch.dtype) -> None:
 
 
 def test_a_clamp_writes_only_vectors_that_change() -> None:
-    grads = [torch.zeros(9000), torch.zeros(9000, dtype=torch.bfloat16), torch.zeros(100)]
+    grads = [torch.zeros(9003), torch.zeros(9003, dtype=torch.bfloat16), torch.zeros(100)]
     places = (5000, 4097, 50)
     for grad, place in zip(grads, places, strict=True):
         grad[place] = 3.0
@@ -122,7 +122,9 @@ def test_every_form_and_any_number_of_programs_give_the_same_bits(
 
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 def test_parameter_norms(norm_type: float) -> None:
-    for grads in (mixed_gradients(), narrow_gradients()):
+    # 12 bytes past a boundary, 16,385 float32 are a head of 1 and a single chunk.
+    shifted = Arena(narrow_gradients(), (12,)).tensors
+    for grads in (mixed_gradients(), narrow_gradients(), shifted):
         held = parameters([*grads, None])
         held.append(held[3])
         clipper = fastclip.GradClipper(held, 1e30, norm_type, backend="triton")
@@ -134,7 +136,7 @@ def test_parameter_norms(norm_type: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-@pytest.mark.parametrize("value", (1e20, -3e30, 1e-25, 1e-38, 0.0))
+@pytest.mark.parametrize("value", (1e20, -3e30, 3e-20, 1e-25, 1e-38, 0.0))
 def test_squares_out_of_range_are_rescued_chunk_by_chunk(dtype: torch.dtype, value: float) -> None:
     grads = [gradient(50_000, dtype, seed=i) for i in range(3)]
     grads[1].fill_(value)
@@ -146,11 +148,13 @@ def test_squares_out_of_range_are_rescued_chunk_by_chunk(dtype: torch.dtype, val
 
 
 def test_only_chunks_out_of_range_are_read_again() -> None:
-    grads = [torch.zeros(20_000), torch.full((20_000,), 1e-25), torch.full((20_000,), 1.0)]
+    values = (0.0, -0.0, 1e-25, 1.0)
+    dtypes = (torch.float32, torch.bfloat16)
+    grads = [torch.full((20_000,), value, dtype=dtype) for value in values for dtype in dtypes]
     arena = Arena(grads)
     with watched(arena):
         fastclip.get_total_norm(arena.tensors, backend="triton")
-    assert [arena.counts(i)[0] for i in range(3)] == [{1}, {2}, {1}]
+    assert [arena.counts(i)[0] for i in range(8)] == [{1}] * 4 + [{2}] * 2 + [{1}] * 2
 
 
 @pytest.mark.parametrize("mode", (FUSED, SPLIT))
@@ -161,10 +165,10 @@ def test_found_inf_is_set_and_nothing_written(mode: str, bad: float | None, posi
     grads = narrow_gradients()
     if bad is not None:
         grads[position][-1] = bad
-    for already in (0.0, 1.0):
+    for already, inverse in ((0.0, 0.25), (0.0, -0.25), (1.0, 0.25)):
         held = parameters(copies(grads))
         found_inf = torch.tensor(already)
-        inv_scale = torch.tensor(0.25)
+        inv_scale = torch.tensor(inverse)
         norm = launches().clip(
             packed(held), 0.5, 2.0, False, found_inf=found_inf, inv_scale=inv_scale
         )
@@ -174,10 +178,10 @@ def test_found_inf_is_set_and_nothing_written(mode: str, bad: float | None, posi
                 assert p.grad is not None
                 assert oracle.equal(p.grad, oracle.values_of(grad))
         else:
-            scaled = [grad.double() * 0.25 for grad in grads]
+            scaled = [grad.double() * inverse for grad in grads]
             total_norm = norm.total_norm
             assert oracle.is_norm(total_norm.item(), oracle.total_norm(scaled, 2.0), torch.float32)
-            coef = torch.tensor(oracle.clip_coef(0.5, total_norm)).float() * 0.25
+            coef = torch.tensor(oracle.clip_coef(0.5, total_norm)).float() * inverse
             for p, grad in zip(held, grads, strict=True):
                 assert p.grad is not None
                 assert oracle.equal(p.grad, oracle.scaled(grad, coef.item()))
@@ -189,6 +193,7 @@ def test_an_overflow_of_powers_is_no_inf() -> None:
     found_inf = torch.tensor(0.0)
     norm = launches().clip(packed(held), 0.5, 10.0, False, found_inf=found_inf)
     assert norm.total_norm.isinf() and found_inf.item() == 0.0
+    assert norm.sums.isinf().all()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))

@@ -30,6 +30,7 @@ class Arena:
     Attributes:
         tensors: the copies, in the order given.
         outside: accesses of kernels that lay outside of every tensor, as (kind, byte offset).
+        untrue: what kernels told the compiler to be a multiple of something, and is not.
     """
 
     def __init__(self, values: Sequence[Tensor], misalignments: Sequence[int] = (0,)) -> None:
@@ -45,6 +46,7 @@ class Arena:
         self.reads = np.zeros(end, dtype=np.int32)
         self.writes = np.zeros(end, dtype=np.int32)
         self.outside: list[tuple[str, int]] = []
+        self.untrue: list[str] = []
         self.tensors = []
         self._spans = []
         for value, begin in zip(values, begins, strict=True):
@@ -65,9 +67,15 @@ class Arena:
         self.outside += [(kind, int(offset)) for offset in touched[~self._inside[touched]]]
         np.add.at(self.reads if kind == "load" else self.writes, touched, 1)
 
+    def note_hint(self, handle: TensorHandle, name: str, values: Sequence[int]) -> None:
+        """Check what a kernel tells the compiler: on a GPU, misaligned vectors are errors."""
+        if name == "tt.divisibility":
+            self.untrue += [f"{n} % {values[0]}" for n in handle.data.ravel() if n % values[0]]
+
     def check(self) -> None:
         """Raise if a kernel left the tensors, or a guard has other values than before."""
         assert self.outside == []
+        assert self.untrue == []
         guards = self._bytes.numpy()[~self._inside]
         assert (guards == FILL).all()
 
@@ -85,8 +93,9 @@ class Arena:
 @contextmanager
 def watched(arena: Arena) -> Iterator[None]:
     """Let the arena see what kernels access; check it at the end."""
-    from triton.runtime.interpreter import InterpreterBuilder
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+    set_attr = TensorHandle.set_attr
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
     def noting_load(
@@ -105,7 +114,12 @@ def watched(arena: Arena) -> Iterator[None]:
         arena.note("store", ptrs, mask)
         store(self, ptrs, value, mask, *rest)
 
+    def noting_hint(self: TensorHandle, name: str, values: Sequence[int]) -> None:
+        arena.note_hint(self, name, values)
+        set_attr(self, name, values)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorHandle, "set_attr", noting_hint)
         patch.setattr(InterpreterBuilder, "create_masked_load", noting_load)
         patch.setattr(InterpreterBuilder, "create_masked_store", noting_store)
         yield

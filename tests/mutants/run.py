@@ -9,12 +9,10 @@ text does not stand in the source exactly once, or if the tests fail without any
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults import FAULTS, Fault
+from pytest_runs import HARNESS_FAILED, installed_package, judge, run_tests
 from texts import ROOT, check_texts
 
 sys.path.append(str(ROOT))
@@ -38,17 +37,6 @@ from build_support.extension import (
 )
 from build_support.plan import plan_build
 from build_support.torch_on_disk import find_torch
-
-TIMEOUT = 150
-"""Seconds until a run of tests counts as hanging."""
-
-# None of these tests needs a plugin, and each run would load them all.
-TEST_ENVIRONMENT = {"FASTCLIP_REQUIRE_NATIVE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-
-CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-"""Signals of a process that breaks by itself; others come from outside and judge nothing."""
-
-HARNESS_FAILED = "the mutants could not be judged"
 
 
 @dataclass(frozen=True)
@@ -131,15 +119,11 @@ class Builder:
         return site
 
 
-def installed_package() -> Path:
-    """Return the directory of the installed package."""
-    spec = importlib.util.find_spec("fastclip")
-    if spec is None or spec.origin is None:
-        raise SystemExit(f"{HARNESS_FAILED}: fastclip is not installed")
+def check_native() -> None:
+    """Exit if the installed package has no native extension that runs here."""
     if fastclip.backend_report()["native"]:
         reasons = "; ".join(fastclip.backend_report()["native"])
         raise SystemExit(f"{HARNESS_FAILED}: native cannot run here: {reasons}")
-    return Path(spec.origin).parent
 
 
 def included_files(source: Path) -> list[str]:
@@ -148,47 +132,9 @@ def included_files(source: Path) -> list[str]:
     return [os.path.normpath(name) for name in shlex.split(text.partition(": ")[2])]
 
 
-def run_tests(site: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Run tests against the package in ``site``; return the exit status and the output."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-    command += [str(ROOT / "tests" / test) for test in tests]
-    # From the copy's directory: the interpreter must not find the tree's own fastclip before it.
-    running = subprocess.Popen(
-        command,
-        cwd=site,
-        env={**os.environ, "PYTHONPATH": str(site), **TEST_ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = running.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGKILL)
-        running.communicate()
-        return -signal.SIGALRM, f"no end after {TIMEOUT} s"
-    return running.returncode, output
-
-
-def judge(status: int, output: str) -> tuple[bool, str]:
-    """Say whether a run of tests noticed something, and which test it was."""
-    if -status in CRASHES:
-        where = re.search(r'(test_\w+\.py)", line \d+ in (test_\w+)', output)
-        test = f" in {where[1]}::{where[2]}" if where else ""
-        return True, f"crash ({signal.Signals(-status).name}){test}"
-    failed = re.findall(r"^FAILED \S*?(\w+\.py::[^\s\[]+)", output, re.MULTILINE)
-    if status == 1 and failed:
-        return True, ", ".join(dict.fromkeys(failed))
-    if status == 0:
-        return False, "no test failed"
-    raise SystemExit(f"{HARNESS_FAILED}: pytest ended with status {status}:\n{output}")
-
-
 def can_show(fault: Fault) -> bool:
     """Say whether this CPU can run what the fault's tests compare."""
-    from fastclip import _C  # here: installed_package() says it better where there is none
+    from fastclip import _C  # here: check_native() says it better where there is none
 
     return not fault.needs_two_sets or len(_C.instruction_sets()) > 1
 
@@ -257,7 +203,7 @@ def main() -> int:
     options = parser.parse_args()
     wanted = [fault for fault in FAULTS if options.only in fault.name]
     check_texts(wanted)
-    installed_package()
+    check_native()
     faults = [fault for fault in wanted if can_show(fault)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
