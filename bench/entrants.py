@@ -67,6 +67,8 @@ def find(device_type: str) -> Field:
     report = fastclip.backend_report(device_type)
     for backend in BACKENDS:
         reasons = report.get(backend, [f"fastclip {fastclip.__version__} has no such backend"])
+        if (backend, device_type) == ("triton", "cpu"):
+            reasons = [*reasons, "only Triton's interpreter runs its kernels on the CPU"]
         if reasons:
             field.absent[f"fastclip {backend}"] = "; ".join(reasons)
         else:
