@@ -110,3 +110,17 @@ def test_a_clamp_keeps_nan(dtype: torch.dtype) -> None:
     for p, grad in zip(held, grads, strict=True):
         assert p.grad is not None
         assert oracle.equal(p.grad, oracle.clamped(grad, 0.3))
+
+
+@pytest.mark.parametrize("shifts", ((0,), (4, 8)))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_nan_reaches_a_target(dtype: torch.dtype, shifts: tuple[int, ...]) -> None:
+    from fastclip.backends.triton import launches
+
+    grads = [torch.full((size,), math.nan, dtype=dtype) for size in (5, 1100, 4099)]
+    sources = Arena(grads, (2 * dtype.itemsize,))
+    targets = Arena([torch.full_like(grad, -77.0) for grad in grads], shifts)
+    with watched(sources), watched(targets):
+        packed = pack_tensors(sources.tensors, True)
+        launches.scale_into(packed, targets.tensors, 0.5)
+    assert all(bool(target.isnan().all()) for target in targets.tensors)

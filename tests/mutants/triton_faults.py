@@ -282,6 +282,13 @@ FAULTS = (
         "test_triton.py::test_scaled_into_other_tensors[shifts1-0.37]",
     ),
     TritonFault(
+        "a product that is NaN is not written to its target",
+        SCALE,
+        "tl.full(wide.shape, 1, tl.int1)",
+        "wide == wide",
+        "test_triton_hazards.py::test_nan_reaches_a_target[dtype0-shifts0]",
+    ),
+    TritonFault(
         "a tensor's coefficient of 1 is written",
         SCALE,
         "~(values >= 1.0)",

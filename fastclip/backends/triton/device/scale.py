@@ -63,7 +63,8 @@ def changed(x, value, CHANGE: tl.constexpr):
         new = tl.where(is_above, limit, tl.where(is_below, -limit, wide))
         return new.to(x.dtype), is_above | is_below
     else:
-        return (wide * value.to(wide.dtype)).to(x.dtype), wide == wide
+        # All of them, NaN too: a target holds nothing yet.
+        return (wide * value.to(wide.dtype)).to(x.dtype), tl.full(wide.shape, 1, tl.int1)
 
 
 @triton.jit
