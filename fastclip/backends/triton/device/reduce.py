@@ -44,7 +44,8 @@ def join(a, b, KIND: tl.constexpr):
         # The bits order as integers, with NaN above inf.
         a, b = a.to(tl.int64, bitcast=True), b.to(tl.int64, bitcast=True)
         return tl.maximum(a, b).to(tl.float64, bitcast=True)
-    return a + b
+    else:  # Triton also types what follows the return of an if
+        return a + b
 
 
 @triton.jit
@@ -99,7 +100,8 @@ def magnitude(x):
     """Return the bits of a magnitude: they order as the magnitudes do, with NaN above inf."""
     if x.dtype == tl.float64:
         return tl.abs(x).to(tl.int64, bitcast=True)
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    else:
+        return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
@@ -233,7 +235,8 @@ def as_magnitude(bits):
     """Return the float64 of magnitude()'s bits."""
     if bits.dtype == tl.int64:
         return bits.to(tl.float64, bitcast=True)
-    return bits.to(tl.float32, bitcast=True).to(tl.float64)
+    else:
+        return bits.to(tl.float32, bitcast=True).to(tl.float64)
 
 
 @triton.jit
