@@ -244,8 +244,8 @@ def table(compiled: Sequence[Compiled], architecture: str) -> str:
             str(max(kernel.stack for kernel in kernels)),
             str(max(kernel.shared for kernel in kernels)),
             str(max(len(kernel.loops) for kernel in kernels)),
-            _range([loop.in_flight for loop in loops]),
-            _range([loop.stores for loop in loops]),
+            span([loop.in_flight for loop in loops]),
+            span([loop.stores for loop in loops]),
             str(min(kernel.blocks(architecture) for kernel in kernels)),
             str(min(kernel.bytes_in_flight(architecture) for kernel in kernels) // 1024)
             if loops
@@ -255,7 +255,8 @@ def table(compiled: Sequence[Compiled], architecture: str) -> str:
     return "\n".join(lines)
 
 
-def _range(values: Sequence[int]) -> str:
+def span(values: Sequence[int]) -> str:
+    """Return "4", or "0-4" for values that differ."""
     if not values:
         return "-"
     low, high = min(values), max(values)
