@@ -175,7 +175,7 @@ The target is 128 registers, so that two programs fit, and eight loads in flight
 - Sums in float64 of 16-bit elements, in SUM_SQ only the second look at chunks that left float32's
   range: a loop or two use the first loads before the last are issued.
 - Clamps, whose loads the compilers spread over the loop: at least two in flight.
-- sm_120 spills 8 words of the clip of all four dtypes, before and after its loops, not within.
+- sm_120 spills 6 words of the clip of all four dtypes, before and after its loops, not within.
 
 `python tests/compiled_triton.py` writes this file; tests/test_compiled_triton.py compares it.
 """

@@ -83,7 +83,9 @@ def test_deprecated_name_warns_at_the_callers_line() -> None:
 
 
 def test_unknown_backend_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match=r"backend must be one of native, reference or None"):
+    with pytest.raises(
+        ValueError, match=r"backend must be one of native, triton, reference or None"
+    ):
         fastclip.clip_grad_norm_(parameters(some_gradients()), 1.0, backend="cuda")
 
 

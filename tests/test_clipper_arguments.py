@@ -99,7 +99,9 @@ def test_arguments_out_of_range_are_refused_at_construction() -> None:
     message = r"GradClipper: max_norm must be 0-dim \(got shape \(1,\)\)"
     with pytest.raises(ValueError, match=message):
         GradClipper(held, torch.ones(1))
-    message = r"GradClipper: backend must be one of native, reference or None \(got 'cuda'\)"
+    message = (
+        r"GradClipper: backend must be one of native, triton, reference or None \(got 'cuda'\)"
+    )
     with pytest.raises(ValueError, match=message):
         GradClipper(held, 1.0, backend="cuda")
 
