@@ -275,7 +275,7 @@ FAULTS = (
     ),
     KernelFault(
         "a large tensor begins within a group",
-        LAUNCHERS,
+        WORK,
         "if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;\n",
         "",
         ("plan_slots",),
