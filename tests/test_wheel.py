@@ -125,7 +125,7 @@ def test_a_wheel_asks_for_torch_alone(wheel: Path) -> None:
     about = metadata_in(wheel)
     assert about["Name"] == "torch-fastclip"
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra", [])) == {"bench", "demo", "lint", "test"}
+    assert set(about.get_all("Provides-Extra", [])) == {"bench", "demo", "lint", "test", "triton"}
     needs = about.get_all("Requires-Dist", [])
     # Not the torch of the label: pip would replace the torch that is there without a question.
     assert [need for need in needs if "extra ==" not in need] == ["torch>=2.10"]
