@@ -6,14 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
+import oracle
 import pytest
 import torch
-from samples import assert_clipped, copies, gradient, parameters
+from samples import assert_clipped, assert_scaled, copies, gradient, parameters
 from torch import Tensor
 
 import fastclip
 from fastclip import backends
-from fastclip.backends import base, triton
+from fastclip.backends import base, native, triton
 from fastclip.backends.triton import TritonBackend
 
 
@@ -188,3 +189,56 @@ def test_a_clipper_reads_gradients_anew_and_keeps_norms_of_its_last_clip() -> No
         clipper.error_if_nonfinite = True
         clipper.clip_()
     assert clipper.parameter_norms[0].isnan()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("has_extension", (True, False))
+def test_the_default_device_and_dtype_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, has_extension: bool
+) -> None:
+    if not has_extension:
+        monkeypatch.setattr(native, "packer", lambda: None)
+    grads = [gradient(5000, torch.float32), gradient(20, torch.float32)]
+    held = parameters([grads[0].clone(), None, grads[1].clone()])
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            clipper = fastclip.GradClipper(held, 0.5, backend="triton")
+            norm = clipper.clip_()
+            norms = clipper.parameter_norms
+            nothing = fastclip.GradClipper(held[1:2], 0.5, backend="triton")
+            zero = nothing.clip_()
+            zeros = nothing.parameter_norms
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_clipped([held[0], held[2]], grads, 0.5, norm)
+    wanted = [oracle.total_norm([grads[0]], 2.0), 0.0, oracle.total_norm([grads[1]], 2.0)]
+    for actual, right in zip(norms.tolist(), wanted, strict=True):
+        assert oracle.is_norm(actual, right, torch.float32)
+    for made in (zero, zeros):
+        assert (made.dtype, made.device.type, float(made.sum())) == (torch.float32, "cpu", 0.0)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.tensor(3 - 4j).conj().imag,
+        torch._efficientzerotensor(()),  # pyright: ignore[reportAttributeAccessIssue]
+        torch.ones((), device="meta"),
+        torch.ones(1),
+    ],
+)
+def test_norms_that_kernels_cannot_read_are_refused(norm: Tensor) -> None:
+    held = parameters([torch.full((5,), 10.0)])
+    with pytest.raises(RuntimeError):
+        fastclip.clip_grads_with_norm_(held, 1.0, norm, backend="triton")
+    assert held[0].grad is not None and held[0].grad.tolist() == [10.0] * 5
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_norm_that_requires_grad_does_not_warn() -> None:
+    held = parameters([torch.full((5,), 10.0)])
+    norm = torch.tensor(20.0, requires_grad=True)
+    fastclip.clip_grads_with_norm_(held, 1.0, norm, backend="triton")
+    assert_scaled(held, [torch.full((5,), 10.0)], 1.0, norm.detach())

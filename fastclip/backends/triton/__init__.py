@@ -68,7 +68,8 @@ class TritonBackend:
         packed = pack_tensors(tensors, is_interpreted())
         is_float64 = packed.has_float64 if dtype is None else dtype == torch.float64
         if packed.size == 0:
-            return torch.zeros((), dtype=torch.float64 if is_float64 else torch.float32)
+            dtype = torch.float64 if is_float64 else torch.float32
+            return torch.zeros((), dtype=dtype, device="cpu")
         launches = _launches(packed)
         if error_if_nonfinite:
             _check_not_capturing("get_total_norm", packed)
@@ -92,12 +93,11 @@ class TritonBackend:
             return
         launches = _launches(packed)
         limit = _limit(max_norm, packed)
-        if _is_on(packed, total_norm):
-            launches.scale(packed, total_norm, limit)
-        elif total_norm.is_cpu and not isinstance(limit, Tensor):
-            launches.scale_by(packed, float(reference.clip_coefficient(limit, total_norm)))
+        if total_norm.is_cpu and packed.device >= 0 and not isinstance(limit, Tensor):
+            clip_coef = reference.clip_coefficient(limit, total_norm.detach())
+            launches.scale_by(packed, float(clip_coef))
         else:
-            raise UnsupportedError(["total_norm must be on the gradients' device or the CPU"])
+            launches.scale(packed, total_norm.detach(), limit)
         packed.bump_versions()
 
     def clip_grad_value_(
@@ -167,8 +167,9 @@ def _clip(
     _check_norm_type(norm_type)
     packed = pack()
     if packed.size == 0:
-        keep(functools.partial(torch.zeros, len(packed.places)))
-        return torch.zeros(())
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device="cpu")
+        keep(functools.partial(zeros, len(packed.places)))
+        return zeros(())
     launches = _launches(packed)
     limit = _limit(max_norm, packed)
     if error_if_nonfinite:
@@ -209,11 +210,18 @@ def _check_clip_value(packed: PackedList, clip_value: float) -> None:
 
 
 def _check_not_capturing(who: str, packed: PackedList) -> None:
-    if packed.device >= 0 and torch.cuda.is_current_stream_capturing():
+    if _is_capturing(packed):
         raise RuntimeError(
             f"{who}: error_if_nonfinite must be False while a CUDA graph is captured (the norm "
             "would have to be read back)"
         )
+
+
+def _is_capturing(packed: PackedList) -> bool:
+    if packed.device < 0:
+        return False
+    with torch.cuda.device(packed.device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _check_finite(launches: ModuleType, packed: PackedList, total_norm: Tensor) -> None:
@@ -228,21 +236,11 @@ def _check_finite(launches: ModuleType, packed: PackedList, total_norm: Tensor) 
 
 
 def _is_plain_scalar(tensor: Tensor) -> bool:
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.dim() == 0
-        and tensor.dtype in DTYPES
-        and are_plain([tensor])
-    )
-
-
-def _is_on(packed: PackedList, tensor: Tensor) -> bool:
-    """Tell whether a tensor lies where kernels can read it beside the list."""
-    return (
-        tensor.is_cpu
-        if packed.device < 0
-        else tensor.is_cuda and tensor.get_device() == packed.device
-    )
+    """Tell whether a kernel can read the value of a tensor, here or once it has moved."""
+    is_scalar = isinstance(tensor, Tensor) and tensor.dim() == 0 and tensor.dtype in DTYPES
+    if not is_scalar or not are_plain([tensor]) or not (tensor.is_cpu or tensor.is_cuda):
+        return False
+    return not tensor.is_neg() and not tensor._is_zerotensor()
 
 
 def _limit(max_norm: float | Tensor, packed: PackedList) -> float | Tensor:
@@ -278,6 +276,11 @@ def _launches(packed: PackedList) -> ModuleType:
     launches, reasons = _load()
     if launches is None:
         raise UnsupportedError(reasons)
+    if packed.device not in _usable and _is_capturing(packed):
+        raise RuntimeError(
+            "fastclip: the Triton backend must be called once before a CUDA graph is captured: it "
+            "compiles and loads its kernels then"
+        )
     reason = _why_device_cannot(packed.device) if packed.device >= 0 else None
     if reason is not None:
         raise UnsupportedError([reason])

@@ -40,8 +40,11 @@ def is_interpreted() -> bool:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Tell whether a CUDA graph is being captured on the current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Tell whether a CUDA graph is being captured on the current stream of a device."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 class Call:
@@ -91,13 +94,13 @@ class Call:
             self._write(self._memory[: self._used])
         else:
             # torch keeps pinned memory from other uses until the copy is done.
-            pinned = torch.empty(self._used, dtype=torch.int64, pin_memory=True)
+            pinned = torch.empty(self._used, dtype=torch.int64, device="cpu", pin_memory=True)
             self._write(pinned)
             self._memory[: self._used].copy_(pinned, non_blocking=True)
 
     def _upload_in_arguments(self) -> None:
         """A graph's replay must find the words again: they travel in arguments of kernels."""
-        host = torch.empty(self._used, dtype=torch.int64)
+        host = torch.empty(self._used, dtype=torch.int64, device="cpu")
         self._write(host)
         values = host.tolist()
         for first in range(0, len(values), WORDS):

@@ -121,11 +121,11 @@ def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
 
 
 def scale(packed: PackedList, total_norm: Tensor, max_norm: float | Tensor) -> None:
-    """Rescale in place by the coefficient of a norm on the list's device."""
+    """Rescale in place by the coefficient of a norm, which moves to the list's device."""
     with _on(packed):
         call = Call(packed)
         dtype = torch.promote_types(total_norm.dtype, torch.float32)
-        call.point(words.TOTAL_NORM, total_norm.to(dtype))
+        call.point(words.TOTAL_NORM, total_norm.to(call.device, dtype))
         call.set(words.IS_FLOAT64, int(dtype == torch.float64))
         _set_max_norm(call, max_norm, dtype)
         call.upload()
@@ -182,7 +182,8 @@ def parameter_norms(norm: Norm) -> Tensor:
             "GradClipper: parameter_norms must be read outside of a CUDA graph's capture where "
             "parameters have no gradient, or share one"
         )
-    index = torch.tensor([size if place < 0 else place for place in norm.places])
+    places = [size if place < 0 else place for place in norm.places]
+    index = torch.tensor(places, device="cpu")
     if norm.sums.is_cuda:
         index = index.pin_memory().to(norm.sums.device, non_blocking=True)
     return torch.cat([roots, roots.new_zeros(1)]).index_select(0, index)
@@ -242,17 +243,19 @@ def _load_split(call: Call, kind: int, finds_inf: int) -> None:
     key = (call.packed.device, call.packed.mix, kind, finds_inf)
     if is_interpreted() or key in _loaded:
         return
-    empty = torch.zeros(words.FIELDS.value + WORDS, dtype=torch.int64, device=call.device)
+    empty = torch.zeros(words.FIELDS.value, dtype=torch.int64, device=call.device)
     at, mix = empty.data_ptr(), call.packed.mix
-    launch(write_words_kernel, call.device, 1, at, words.FIELDS.value, *[0] * WORDS)
     launch(reduce_kernel, call.device, 1, at, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
     launch(finish_and_scale_kernel, call.device, 1, at, MIX=mix, KIND=kind)
     _loaded.add(key)
 
 
 def check(index: int) -> None:
-    """Compile and launch a kernel on a GPU; raises what Triton raises where it cannot."""
+    """Compile and launch two kernels on a GPU; raises what Triton raises where it cannot."""
     device = torch.device("cuda", index)
     with torch.cuda.device(device):
-        empty = torch.zeros(words.FIELDS.value, dtype=torch.int64, device=device)
-        launch(finish_kernel, device, 1, empty.data_ptr(), KIND=SUM_SQ.value)
+        empty = torch.zeros(words.FIELDS.value + WORDS, dtype=torch.int64, device=device)
+        at = empty.data_ptr()
+        # A capture needs this one, and may not allow that it is loaded then.
+        launch(write_words_kernel, device, 1, at, words.FIELDS.value, *[0] * WORDS)
+        launch(finish_kernel, device, 1, at, KIND=SUM_SQ.value)

@@ -114,7 +114,7 @@ class TorchList:
         counts = _column(map(Tensor.numel, tensors))
         code_of = {dtype: code for code, dtype in enumerate(DTYPES)}
         codes = _column(code_of[t.dtype] for t in tensors)
-        sizes = torch.tensor([dtype.itemsize for dtype in DTYPES])[codes]
+        sizes = _column(dtype.itemsize for dtype in DTYPES)[codes]
         self._packed_counts = counts << CODE_BITS | codes
         self.mix = sum(1 << code for code in set(codes.tolist()))
         self.has_float64 = bool(self.mix & 1 << code_of[torch.float64])
@@ -126,7 +126,7 @@ class TorchList:
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None:
         """Write the words that kernels are given to a host tensor."""
         columns = [self._addresses, self._packed_counts, self._first_slots]
-        torch.cat([torch.tensor(fields), *columns, _column(targets)], out=words)
+        torch.cat([_column(fields), *columns, _column(targets)], out=words)
 
     def bump_versions(self) -> None:
         """Tell autograd that every tensor was written."""
@@ -135,6 +135,9 @@ class TorchList:
 
 def _pack_distinct(grads: list[Tensor | None], is_interpreted: bool) -> TorchList:
     held = [grad for grad in grads if grad is not None]
+    for position, grad in enumerate(grads):
+        if grad is not None and not isinstance(grad, Tensor):
+            raise UnsupportedError([f"gradient {position} is no tensor"])
     checks.check_writable(held)
     _check(held, is_interpreted)
     distinct = checks.unique_gradients(held)
@@ -144,7 +147,9 @@ def _pack_distinct(grads: list[Tensor | None], is_interpreted: bool) -> TorchLis
         return TorchList(held, [], [-1 if grad is None else next(position) for grad in grads])
     place_of = {checks.identity(grad): place for place, grad in enumerate(distinct)}
     places = [-1 if grad is None else place_of[checks.identity(grad)] for grad in grads]
-    return TorchList(distinct, held, places)
+    counted = {id(grad) for grad in distinct}
+    duplicates = {id(grad): grad for grad in held if id(grad) not in counted}
+    return TorchList(distinct, list(duplicates.values()), places)
 
 
 def _check(tensors: Sequence[Tensor], is_interpreted: bool) -> None:
@@ -220,7 +225,8 @@ def _chunk_size(total_count: int) -> int:
 
 
 def _column(values: Iterable[int]) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int64)
+    # The default device may be another.
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
 
 
 def _index_of(device: torch.device) -> int:
