@@ -224,7 +224,7 @@ def test_the_default_device_and_dtype_change_nothing(
     "norm",
     [
         torch.tensor(3 - 4j).conj().imag,
-        torch._efficientzerotensor(()),  # pyright: ignore[reportAttributeAccessIssue]
+        torch._efficientzerotensor(()),  # pyright: ignore[reportPrivateImportUsage]
         torch.ones((), device="meta"),
         torch.ones(1),
     ],
