@@ -53,7 +53,7 @@ class TritonBackend:
     ) -> Tensor:
         _check_available()
         pack = functools.partial(pack_parameters, parameters, is_interpreted())
-        return _clip("clip_grad_norm_", pack, max_norm, norm_type, error_if_nonfinite, keep=_ignore)
+        return _clip("clip_grad_norm_", pack, max_norm, norm_type, error_if_nonfinite, keep=None)
 
     def get_total_norm(
         self,
@@ -72,7 +72,7 @@ class TritonBackend:
             return torch.zeros((), dtype=dtype, device="cpu")
         launches = _launches(packed)
         if error_if_nonfinite:
-            _check_not_capturing("get_total_norm", packed)
+            _check_not_capturing("get_total_norm", launches, packed)
         norm = launches.take_norm(packed, norm_type, is_float64)
         if error_if_nonfinite:
             _check_finite(launches, packed, norm.total_norm)
@@ -161,29 +161,27 @@ def _clip(
     norm_type: float,
     error_if_nonfinite: bool,
     *,
-    keep: Callable[[Callable[[], Tensor]], None],
+    keep: Callable[[Callable[[], Tensor]], None] | None,
 ) -> Tensor:
     """Clip a list; ``keep`` receives what makes the norms of parameters, also before an error."""
     _check_norm_type(norm_type)
     packed = pack()
     if packed.size == 0:
         zeros = functools.partial(torch.zeros, dtype=torch.float32, device="cpu")
-        keep(functools.partial(zeros, len(packed.places)))
+        if keep is not None:
+            keep(functools.partial(zeros, len(packed.places)))
         return zeros(())
     launches = _launches(packed)
     limit = _limit(max_norm, packed)
     if error_if_nonfinite:
-        _check_not_capturing(who, packed)
+        _check_not_capturing(who, launches, packed)
     norm = launches.clip(packed, limit, norm_type, error_if_nonfinite)
-    keep(functools.partial(launches.parameter_norms, norm))
+    if keep is not None:  # the places become a list of Python's: only for who asks
+        keep(functools.partial(launches.parameter_norms, norm, packed.places))
     if error_if_nonfinite:
         _check_finite(launches, packed, norm.total_norm)
     packed.bump_versions()
     return norm.total_norm
-
-
-def _ignore(_: Callable[[], Tensor]) -> None:
-    pass
 
 
 def _check_available() -> None:
@@ -209,19 +207,12 @@ def _check_clip_value(packed: PackedList, clip_value: float) -> None:
             raise UnsupportedError([f"clip_value does not fit {str(dtype).removeprefix('torch.')}"])
 
 
-def _check_not_capturing(who: str, packed: PackedList) -> None:
-    if _is_capturing(packed):
+def _check_not_capturing(who: str, launches: ModuleType, packed: PackedList) -> None:
+    if launches.is_capturing(launches.device_of(packed)):
         raise RuntimeError(
             f"{who}: error_if_nonfinite must be False while a CUDA graph is captured (the norm "
             "would have to be read back)"
         )
-
-
-def _is_capturing(packed: PackedList) -> bool:
-    if packed.device < 0:
-        return False
-    with torch.cuda.device(packed.device):
-        return torch.cuda.is_current_stream_capturing()
 
 
 def _check_finite(launches: ModuleType, packed: PackedList, total_norm: Tensor) -> None:
@@ -276,12 +267,14 @@ def _launches(packed: PackedList) -> ModuleType:
     launches, reasons = _load()
     if launches is None:
         raise UnsupportedError(reasons)
-    if packed.device not in _usable and _is_capturing(packed):
+    if packed.device < 0:
+        return launches
+    if packed.device not in _usable and launches.is_capturing(launches.device_of(packed)):
         raise RuntimeError(
             "fastclip: the Triton backend must be called once before a CUDA graph is captured: it "
             "compiles and loads its kernels then"
         )
-    reason = _why_device_cannot(packed.device) if packed.device >= 0 else None
+    reason = _why_device_cannot(packed.device)
     if reason is not None:
         raise UnsupportedError([reason])
     return launches

@@ -39,6 +39,11 @@ def is_interpreted() -> bool:
     return not isinstance(clip_kernel, triton.JITFunction)
 
 
+def device_of(packed: PackedList) -> torch.device:
+    """Return where a list lies."""
+    return torch.device("cpu" if packed.device < 0 else f"cuda:{packed.device}")
+
+
 def is_capturing(device: torch.device) -> bool:
     """Tell whether a CUDA graph is being captured on the current stream of a device."""
     if device.type != "cuda":
@@ -52,7 +57,7 @@ class Call:
 
     def __init__(self, packed: PackedList, targets: Sequence[Tensor] = ()) -> None:
         self.packed = packed
-        self.device = torch.device("cpu" if packed.device < 0 else f"cuda:{packed.device}")
+        self.device = device_of(packed)
         self._held = list(targets)
         self._targets = [target.data_ptr() for target in targets]
         self._used = words.FIELDS.value + 3 * packed.size + len(targets)

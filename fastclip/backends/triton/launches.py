@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..clip_mode import AUTO, FUSED, clip_mode
 from .call import Call, is_capturing, is_interpreted, launch
+from .call import device_of as device_of
 from .device import words
 from .device.kernels import (
     clamp_kernel,
@@ -38,13 +39,11 @@ class Norm:
         total_norm: 0-dim, on the list's device.
         sums: float64, before the root, one for each tensor.
         norm_type: the p of the p-norm.
-        places: for each source its tensor's position, -1 where ``.grad`` is None.
     """
 
     total_norm: Tensor
     sums: Tensor
     norm_type: float
-    places: list[int]
 
 
 def kind_of(norm_type: float, is_float64: bool) -> int:
@@ -76,6 +75,10 @@ def clip(
         error_if_nonfinite: leave the gradients alone when the norm is not finite.
         found_inf: 0-dim float32: set to 1 where a gradient is inf or NaN; nothing is written then.
         inv_scale: 0-dim float32: gradients count and are written as multiples of it.
+
+    Raises:
+        RuntimeError: Triton or the driver refused a launch, or the fused one where the mode asks
+            for it; nothing has been written.
     """
     with _on(packed):
         call = Call(packed)
@@ -164,8 +167,15 @@ def clamp(packed: PackedList, clip_value: float) -> None:
         call.launch(clamp_kernel, MIX=packed.mix)
 
 
-def parameter_norms(norm: Norm) -> Tensor:
+def parameter_norms(norm: Norm, places: Sequence[int]) -> Tensor:
     """Compute the norm of each source from the sums: new memory, for the caller to change.
+
+    Args:
+        norm: what a call left behind.
+        places: for each source its tensor's position, -1 where ``.grad`` is None.
+
+    Returns:
+        Shape (number of sources,), in the norm's dtype; 0 where there is no gradient.
 
     Raises:
         RuntimeError: a CUDA graph is captured, and the norms are not simply those of the tensors.
@@ -175,15 +185,15 @@ def parameter_norms(norm: Norm) -> Tensor:
         norm.sums.record_stream(torch.cuda.current_stream(norm.sums.device))
     roots = _roots(norm.sums, norm.norm_type).to(norm.total_norm.dtype)
     size = len(roots)
-    if norm.places == list(range(size)):
+    if places == list(range(size)):
         return roots
     if is_capturing(norm.sums.device):
         raise RuntimeError(
             "GradClipper: parameter_norms must be read outside of a CUDA graph's capture where "
             "parameters have no gradient, or share one"
         )
-    places = [size if place < 0 else place for place in norm.places]
-    index = torch.tensor(places, device="cpu")
+    rows = [size if place < 0 else place for place in places]
+    index = torch.tensor(rows, device="cpu")
     if norm.sums.is_cuda:
         index = index.pin_memory().to(norm.sums.device, non_blocking=True)
     return torch.cat([roots, roots.new_zeros(1)]).index_select(0, index)
@@ -203,7 +213,7 @@ def _point_at_results(call: Call, norm_type: float, is_float64: bool) -> Norm:
     call.set_number(words.NORM_TYPE, norm_type)
     call.set(words.IS_FLOAT64, int(is_float64))
     call.point(words.TOTAL_NORM, total_norm)
-    return Norm(total_norm, call.sums(), norm_type, call.packed.places)
+    return Norm(total_norm, call.sums(), norm_type)
 
 
 def _set_max_norm(call: Call, max_norm: float | Tensor, dtype: torch.dtype) -> None:
