@@ -158,7 +158,8 @@ INTRODUCTION = """\
 Compiled by Triton {version} with the options of a launch, without a GPU: no GPU has run this code,
 and for AMD's it is compiled, not run. Of sm_90 every kernel is here with every kind of sum, of
 gfx942 the sums other than SUM_SQ for one dtype, and of the others the main kernels. "all" is one
-kernel for all four dtypes.
+kernel for all four dtypes, "narrow" one for all but float64: of a list with float64 the squares are
+summed by SUM_SQ_WIDE.
 
 Registers are a thread's. Spills are loads and stores of local memory in the machine code; on AMD
 they are vector registers spilled, and after a plus sign scalar ones, which go to lanes of vector
@@ -175,7 +176,6 @@ The target is 128 registers, so that two programs fit, and eight loads in flight
 - Sums in float64 of 16-bit elements, in SUM_SQ only the second look at chunks that left float32's
   range: a loop or two use the first loads before the last are issued.
 - Clamps, whose loads the compilers spread over the loop: at least two in flight.
-- sm_120 spills 6 words of the clip of all four dtypes, before and after its loops, not within.
 
 `python tests/compiled_triton.py` writes this file; tests/test_compiled_triton.py compares it.
 """

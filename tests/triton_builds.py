@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 ALL_KINDS = ("SUM_SQ", "SUM_SQ_WIDE", "ABS_SUM", "ABS_MAX", "POWER_SUM")
-MIXES = {"float32": 1, "float64": 2, "bfloat16": 4, "float16": 8, "all": 15}
+MIXES = {"float32": 1, "float64": 2, "bfloat16": 4, "float16": 8, "narrow": 13, "all": 15}
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,26 @@ class Variant:
 
 
 def variants(target: Target) -> list[Variant]:
-    """Return what to compile for a target."""
-    mixes = ("float32", "bfloat16") if target.name == "gfx90a" else ("all", "float32", "bfloat16")
+    """Return what to compile for a target: lists with float64 take SUM_SQ_WIDE, never SUM_SQ."""
+    mixes = ("float32", "bfloat16")
+    if target.name != "gfx90a":
+        mixes = ("narrow", *mixes)
     clips = [Variant("clip_kernel", mix, "SUM_SQ", False) for mix in mixes]
     if target.name not in FULL:
+        kinds = ("SUM_SQ_WIDE", "POWER_SUM") if target.is_nvidia else ()
+        clips += [Variant("clip_kernel", "all", kind, False) for kind in kinds]
         changes = [Variant(f"{name}_kernel", "bfloat16") for name in ("clamp", "scale_into")]
         return [*clips, *changes]
     mix = "all" if target.is_nvidia else "float16"  # to compile within two minutes
     return [
         *clips,
-        *(Variant("clip_kernel", mix, "SUM_SQ", False) for mix in ("float64", "float16")),
+        Variant("clip_kernel", "float16", "SUM_SQ", False),
+        Variant("clip_kernel", "float64", "SUM_SQ_WIDE", False),
         Variant("clip_kernel", "bfloat16", "SUM_SQ", True),
         *(Variant("clip_kernel", mix, kind, False) for kind in ALL_KINDS[1:]),
-        Variant("reduce_kernel", "all", "SUM_SQ", False),
+        Variant("reduce_kernel", "narrow", "SUM_SQ", False),
         *(Variant("finish_kernel", kind=kind) for kind in ("SUM_SQ", "POWER_SUM")),
-        Variant("finish_and_scale_kernel", "all", "SUM_SQ"),
+        Variant("finish_and_scale_kernel", "all", "SUM_SQ_WIDE"),
         *(Variant(f"{name}_kernel", "all") for name in ("scale", "scale_into", "clamp")),
         Variant("write_words_kernel"),
     ]
@@ -128,7 +133,7 @@ def folder_of(target: Target, variant: Variant, out: Path) -> Path:
 def compile_kernels(out: Path) -> None:
     """Compile everything, two at a time; for a process without Triton's interpreter."""
     jobs = [(target, variant) for target in TARGETS for variant in variants(target)]
-    jobs.sort(key=lambda job: job[1].mix != "all")
+    jobs.sort(key=lambda job: job[1].mix not in ("all", "narrow"))  # the longest first
     targets, compiled = zip(*jobs, strict=True)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         list(pool.map(compile_kernel, targets, compiled, repeat(out)))

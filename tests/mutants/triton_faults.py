@@ -143,9 +143,9 @@ FAULTS = (
     ),
     TritonFault(
         "a group of small tensors takes those of the next",
-        NORM,
-        "is_mine = first_slot == slot + row",
-        "is_mine = mine < tensors",
+        WORDS,
+        "return mine, first_slot == slot + row",
+        "return mine, mine < tensors",
         "test_triton.py::test_many_small_tensors_between_large_ones",
     ),
     TritonFault(
@@ -270,7 +270,7 @@ FAULTS = (
     TritonFault(
         "the targets of large tensors are ignored",
         SCALE,
-        "tl.load(targets(call_ptr, tensors) + tensor) + begin * size_of(packed)",
+        "tl.load(targets(call_ptr, tensors) + tensor) + skipped",
         "source",
         "test_triton.py::test_scaled_into_other_tensors[shifts0-0.37]",
     ),

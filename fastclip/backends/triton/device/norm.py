@@ -39,11 +39,10 @@ from .words import (
     TOTAL,
     TOTAL_NORM,
     addresses,
-    begin_of,
+    chunk_of,
     chunks_of,
     code_of,
     count_of,
-    end_of,
     field,
     find_tensor,
     first_slots,
@@ -52,7 +51,7 @@ from .words import (
     is_small,
     number,
     packed_counts,
-    size_of,
+    tensors_of,
     type_of,
 )
 
@@ -67,11 +66,7 @@ def reduce_small(
     call_ptr, tensors, tensor, slot, sums, norm_type, MIX: tl.constexpr, KIND: tl.constexpr
 ):
     """Reduce a group of small tensors and write the sum of each."""
-    row = tl.arange(0, SLOTS)
-    mine = tensor + row
-    # The slots that follow belong to the tensors that follow, up to the next large one.
-    first_slot = tl.load(first_slots(call_ptr, tensors) + mine, mask=mine < tensors, other=-1)
-    is_mine = first_slot == slot + row
+    mine, is_mine = tensors_of(call_ptr, tensors, tensor, slot)
     address = tl.load(addresses(call_ptr) + mine, mask=is_mine, other=0)
     packed = tl.load(packed_counts(call_ptr, tensors) + mine, mask=is_mine, other=0)
     values = tl.zeros([SLOTS], tl.float64)
@@ -90,19 +85,13 @@ def reduce_large(
     call_ptr, tensors, tensor, slot, sums, norm_type, MIX: tl.constexpr, KIND: tl.constexpr
 ):
     """Reduce a chunk; where it is all of its tensor, write that one's sum."""
-    chunk_size = field(call_ptr, CHUNK_SIZE)
-    address = tl.load(addresses(call_ptr) + tensor)
-    packed = tl.load(packed_counts(call_ptr, tensors) + tensor)
-    chunk = (slot - tl.load(first_slots(call_ptr, tensors) + tensor)) // SLOTS
-    begin = begin_of(address, packed, chunk, chunk_size)
-    count = end_of(address, packed, chunk, chunk_size) - begin
-    data = address + begin * size_of(packed)
+    address, packed, skipped, count = chunk_of(call_ptr, tensors, tensor, slot)
     value = tl.zeros([], tl.float64)
     for CODE in tl.static_range(CODES):
         if MIX & (1 << CODE):
             if code_of(packed) == CODE:
-                value = reduce_rescued(data, count, norm_type, type_of(CODE), KIND)
-    if sums != 0 and chunks_of(address, packed, chunk_size) == 1:
+                value = reduce_rescued(address + skipped, count, norm_type, type_of(CODE), KIND)
+    if sums != 0 and chunks_of(address, packed, field(call_ptr, CHUNK_SIZE)) == 1:
         tl.store(float64_at(sums) + tensor, value)
     return value
 
@@ -126,7 +115,9 @@ def reduce_groups(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF: tl
     sums = field(call_ptr, SUMS)
     norm_type = number(call_ptr, NORM_TYPE)
     partials_ptr = float64_at(field(call_ptr, PARTIALS))
-    for group in range(tl.program_id(0).to(tl.int64), field(call_ptr, GROUPS), tl.num_programs(0)):
+    begin, end = tl.program_id(0).to(tl.int64), field(call_ptr, GROUPS)
+    # What is hoisted out of a loop over groups is kept in registers by the loops over elements.
+    for group in tl.range(begin, end, tl.num_programs(0), disable_licm=True):
         value = reduce_group(call_ptr, tensors, group, sums, norm_type, MIX, KIND)
         tl.store(partials_ptr + group, value)
         if FINDS_INF:

@@ -24,6 +24,7 @@ THREADS = tl.constexpr(256)
 # on a multiprocessor at 128 registers, that makes 64 KiB, more than latency x bandwidth of one.
 LOADS = tl.constexpr(8)
 COLUMNS = tl.constexpr(128)  # of small tensors that are read at a time
+POWER_COLUMNS = tl.constexpr(32)  # one element a thread: a power takes many registers
 EDGE = tl.constexpr(8)  # more than the elements before or after the 16-byte vectors
 
 INF = tl.constexpr(float("inf"))
@@ -274,10 +275,11 @@ def reduce_rescued(data, count, norm_type, T: tl.constexpr, KIND: tl.constexpr):
 def reduce_rows(address, counts, norm_type, T: tl.constexpr, KIND: tl.constexpr):
     """Reduce up to eight small tensors in float64, one for each row."""
     WIDE: tl.constexpr = SUM_SQ_WIDE if KIND == SUM_SQ else KIND
-    column = tl.arange(0, COLUMNS)[None, :]
+    BLOCK: tl.constexpr = POWER_COLUMNS if KIND == POWER_SUM else COLUMNS
+    column = tl.arange(0, BLOCK)[None, :]
     row_ptr = address.to(tl.pointer_type(T))[:, None]
-    values = tl.zeros([SLOTS, COLUMNS], tl.float64)
-    for start in range(0, tl.max(counts).to(tl.int32), COLUMNS):
+    values = tl.zeros([SLOTS, BLOCK], tl.float64)
+    for start in range(0, tl.max(counts).to(tl.int32), BLOCK):
         mask = start + column < counts[:, None]
         x = tl.load(row_ptr + start + column, mask=mask, other=0.0)
         values = join(values, term(x, norm_type, WIDE), KIND)

@@ -8,7 +8,6 @@ import triton.language as tl
 from .norm import clip_coefficient
 from .reduce import COLUMNS, LOADS, THREADS, edges_of, load_four, pointer_to
 from .words import (
-    CHUNK_SIZE,
     CLIP_COEF,
     CODES,
     COEFS,
@@ -22,22 +21,20 @@ from .words import (
     VALUE,
     VECTOR_BYTES,
     addresses,
-    begin_of,
     bytes_of,
+    chunk_of,
     code_of,
     count_of,
-    end_of,
     field,
     find_tensor,
-    first_slots,
     float32_at,
     float64_at,
     head_of,
     is_small,
     number,
     packed_counts,
-    size_of,
     targets,
+    tensors_of,
     type_of,
 )
 
@@ -194,9 +191,7 @@ def change_small(
     FORM: tl.constexpr,
 ):
     """Change a group of small tensors."""
-    mine = tensor + tl.arange(0, SLOTS)
-    first_slot = tl.load(first_slots(call_ptr, tensors) + mine, mask=mine < tensors, other=-1)
-    is_mine = first_slot == slot + tl.arange(0, SLOTS)
+    mine, is_mine = tensors_of(call_ptr, tensors, tensor, slot)
     source = tl.load(addresses(call_ptr) + mine, mask=is_mine, other=0)
     target = source
     if FORM == INTO_TARGETS:
@@ -223,15 +218,10 @@ def change_large(
     """Change a chunk."""
     values, is_due = values_of(call_ptr, tensor, tensor >= 0, value, FORM)
     if is_due:
-        chunk_size = field(call_ptr, CHUNK_SIZE)
-        address = tl.load(addresses(call_ptr) + tensor)
-        packed = tl.load(packed_counts(call_ptr, tensors) + tensor)
-        chunk = (slot - tl.load(first_slots(call_ptr, tensors) + tensor)) // SLOTS
-        begin = begin_of(address, packed, chunk, chunk_size)
-        count = end_of(address, packed, chunk, chunk_size) - begin
-        source = address + begin * size_of(packed)
+        address, packed, skipped, count = chunk_of(call_ptr, tensors, tensor, slot)
+        source = address + skipped
         if FORM == INTO_TARGETS:
-            target = tl.load(targets(call_ptr, tensors) + tensor) + begin * size_of(packed)
+            target = tl.load(targets(call_ptr, tensors) + tensor) + skipped
             is_alike = ((source ^ target) & (VECTOR_BYTES - 1)) == 0
         for CODE in tl.static_range(CODES):
             if MIX & (1 << CODE):
@@ -253,7 +243,7 @@ def change_groups(call_ptr, value, MIX: tl.constexpr, CHANGE: tl.constexpr, FORM
     tensors = field(call_ptr, TENSORS)
     programs = tl.num_programs(0)
     rounds = tl.cdiv(field(call_ptr, GROUPS) - tl.program_id(0), programs)
-    for i in range(0, rounds):
+    for i in tl.range(0, rounds, disable_licm=True):  # as in reduce_groups()
         group = tl.program_id(0) + (rounds - 1 - i) * programs
         slot = group * SLOTS
         tensor = find_tensor(call_ptr, tensors, slot)

@@ -172,3 +172,27 @@ def find_tensor(call_ptr, tensors, slot):
         low = tl.where(is_before, middle, low)
         high = tl.where(is_before, high, middle - 1)
     return low
+
+
+@triton.jit
+def tensors_of(call_ptr, tensors, tensor, slot):
+    """Return the tensors of a group of small ones, which begins at ``slot``, and a mask of them.
+
+    The slots that follow belong to the tensors that follow, up to the next large one.
+    """
+    row = tl.arange(0, SLOTS)
+    mine = tensor + row
+    first_slot = tl.load(first_slots(call_ptr, tensors) + mine, mask=mine < tensors, other=-1)
+    return mine, first_slot == slot + row
+
+
+@triton.jit
+def chunk_of(call_ptr, tensors, tensor, slot):
+    """Return a tensor's address and packed count, and a slot's first byte and its elements."""
+    chunk_size = field(call_ptr, CHUNK_SIZE)
+    address = tl.load(addresses(call_ptr) + tensor)
+    packed = tl.load(packed_counts(call_ptr, tensors) + tensor)
+    chunk = (slot - tl.load(first_slots(call_ptr, tensors) + tensor)) // SLOTS
+    begin = begin_of(address, packed, chunk, chunk_size)
+    count = end_of(address, packed, chunk, chunk_size) - begin
+    return address, packed, begin * size_of(packed), count
