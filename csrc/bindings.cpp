@@ -209,6 +209,7 @@ PYBIND11_MODULE(_C, module) {
       .def_property_readonly("mix", &PackedList::mix)
       .def_property_readonly("has_float64", &PackedList::has_float64)
       .def_property_readonly("places", &PackedList::places)
+      .def_property_readonly("is_in_order", &PackedList::is_in_order)
       .def("write", wrap_pybind_function(&PackedList::write), py::arg("words"), py::arg("fields"),
            py::arg("targets"))
       .def("bump_versions", &PackedList::bump);

@@ -26,6 +26,7 @@ class PackedList:
     mix: int
     has_float64: bool
     places: list[int]
+    is_in_order: bool
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None: ...
     def bump_versions(self) -> None: ...
 

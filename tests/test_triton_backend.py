@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import cast
 
 import oracle
 import pytest
@@ -16,6 +17,7 @@ import fastclip
 from fastclip import backends
 from fastclip.backends import base, native, triton
 from fastclip.backends.triton import TritonBackend
+from fastclip.backends.triton.packing import PackedList
 
 
 @pytest.fixture
@@ -81,24 +83,64 @@ def test_a_triton_imported_before_the_variable_is_set_is_told(
     assert reasons == ["TRITON_INTERPRET was unset after triton was imported"]
 
 
-def test_a_gpu_that_triton_cannot_run_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(index: int) -> None:
-        raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """Let checks of a GPU end so, one after another; what was learned before is forgotten."""
+    outcomes: list[Exception | None] = []
 
-    monkeypatch.setattr(triton, "_load", lambda: (SimpleNamespace(check=fail), ()))
-    has_gpu(monkeypatch)
-    monkeypatch.delenv("TRITON_INTERPRET")
-    reasons = TritonBackend().unavailable_reasons("cuda")
-    assert reasons == [
-        "Triton cannot run on device cuda:0: RuntimeError: Failed to find C compiler. "
-        "Please specify via CC"
-    ]
-    calls: list[int] = []
+    def check(_: int) -> None:
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+    launches = SimpleNamespace(
+        check=check, is_capturing=lambda _: False, device_of=lambda packed: packed.device
+    )
+    monkeypatch.setattr(triton, "_load", lambda: (launches, ()))
     monkeypatch.setattr(triton, "_usable", set())
-    monkeypatch.setattr(triton, "_load", lambda: (SimpleNamespace(check=calls.append), ()))
+    monkeypatch.setattr(triton, "_reasons", {})
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    has_gpu(monkeypatch)
+    return outcomes
+
+
+NO_COMPILER = RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
+CANNOT_RUN = (
+    "Triton cannot run on device cuda:0: RuntimeError: Failed to find C compiler. "
+    "Please specify via CC"
+)
+
+
+def test_a_gpu_that_triton_cannot_run_on_is_asked_once(checks: list[Exception | None]) -> None:
+    checks.append(NO_COMPILER)
+    for _ in range(2):
+        assert TritonBackend().unavailable_reasons("cuda") == [CANNOT_RUN]
+    assert checks == []
+
+
+def test_a_gpu_that_triton_can_run_on_is_asked_once(checks: list[Exception | None]) -> None:
+    checks.append(None)
+    for _ in range(2):
+        assert TritonBackend().unavailable_reasons("cuda") == []
+    assert checks == []
+
+
+def test_a_gpu_whose_memory_ran_out_is_asked_again(checks: list[Exception | None]) -> None:
+    checks += [torch.OutOfMemoryError("no memory"), None]
+    (reason,) = TritonBackend().unavailable_reasons("cuda")
+    assert reason == "Triton cannot run on device cuda:0: OutOfMemoryError: no memory"
     assert TritonBackend().unavailable_reasons("cuda") == []
-    assert TritonBackend().unavailable_reasons("cuda") == []
-    assert calls == [0]  # asked once
+
+
+def test_a_gpu_that_triton_cannot_run_on_makes_a_warning(checks: list[Exception | None]) -> None:
+    checks.append(NO_COMPILER)
+    packed = cast(PackedList, SimpleNamespace(device=0))
+    for _ in range(2):
+        with pytest.raises(base.UnsupportedError) as caught:
+            triton._launches(packed)
+        assert caught.value.reasons == [CANNOT_RUN]
+        warning = f"fastclip: CUDA gradients are clipped with torch operations: {CANNOT_RUN}"
+        assert caught.value.warning == warning
 
 
 def test_interpreted_kernels_are_for_those_who_name_them() -> None:
@@ -121,17 +163,21 @@ def test_foreach_false_contradicts_it() -> None:
 
 @pytest.mark.usefixtures("not_interpreted")
 def test_a_fallback_is_told_only_where_torch_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise base.UnsupportedError(["no kernels"], warning="clipped with torch operations")
+    def refuse(warning: str) -> Callable[..., None]:
+        def raise_error(*_: object) -> None:
+            raise base.UnsupportedError(["no kernels"], warning)
+
+        return raise_error
 
     held = parameters([torch.ones(3)])
-    monkeypatch.setattr(backends.NATIVE, "clip_grad_norm_", refuse)
+    monkeypatch.setattr(backends.NATIVE, "clip_grad_norm_", refuse("native cannot"))
     monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", lambda *_: torch.tensor(7.0))
     assert fastclip.clip_grad_norm_(held, 1.0) == 7.0
-    monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", refuse)
+    monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", refuse("nor can Triton"))
     base.warn_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match="clipped with torch operations"):
+    with pytest.warns(RuntimeWarning) as caught:
         fastclip.clip_grad_norm_(held, 1.0)
+    assert [str(warning.message) for warning in caught] == ["native cannot", "nor can Triton"]
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -34,6 +34,7 @@ def words_of(packed: packing.PackedList, targets: list[int]) -> list[int]:
 def described(packed: packing.PackedList, targets: list[int]) -> list[object]:
     plain = (packed.size, packed.device, packed.bytes, packed.chunk_size, packed.groups)
     rest = (packed.mix, packed.has_float64, list(packed.places))
+    assert packed.is_in_order == (list(packed.places) == list(range(packed.size)))
     return [*plain, *rest, words_of(packed, targets)]
 
 
@@ -75,6 +76,22 @@ def test_words_are_the_same_with_and_without_the_extension(
                 )
             )
         assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("has_extension", (True, False))
+@pytest.mark.parametrize("length", (6, 8))
+def test_words_of_another_length_are_refused(
+    monkeypatch: pytest.MonkeyPatch, length: int, *, has_extension: bool
+) -> None:
+    if has_extension and not HAS_EXTENSION:
+        pytest.skip("needs fastclip._C")
+    if not has_extension:
+        monkeypatch.setattr(native, "packer", lambda: None)
+    packed = packing.pack_tensors([torch.ones(3)], True)
+    words = torch.full((length,), 5)
+    with pytest.raises(ValueError, match="List: words must be 7"):
+        packed.write(words, [1, 2, 3, 4], [])
+    assert words.tolist() == [5] * length
 
 
 def test_chunks_grow_with_the_list(without_extension: None) -> None:

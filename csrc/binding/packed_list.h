@@ -38,6 +38,14 @@ class PackedList {
   }
   // The entry of each source, -1 where `.grad` is None.
   const std::vector<int32_t>& places() const { return gradients_.entry_of_source; }
+  // Whether places() are 0, 1, 2, ...: every source has an entry of its own.
+  bool is_in_order() const {
+    const std::vector<int32_t>& places = gradients_.entry_of_source;
+    for (size_t i = 0; i < places.size(); ++i) {
+      if (places[i] != static_cast<int32_t>(i)) return false;
+    }
+    return places.size() == size();
+  }
 
   // Writes the words that kernels are given to a host tensor: the fields, then a column each of
   // addresses, counts with dtypes, first slots and, if there are any, targets.

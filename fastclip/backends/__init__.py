@@ -68,16 +68,17 @@ def dispatch(
         RuntimeError: the backend that the caller named cannot run this; says every reason.
     """
     check_backend(who, name, foreach)
-    warning = None
+    warnings: list[str] = []
     for backend in _candidates(name, foreach):
-        if backend is REFERENCE and warning is not None:
-            warn_once(warning)
+        if backend is REFERENCE:
+            for warning in warnings:
+                warn_once(warning)
         try:
             return attempt(backend)
         except UnsupportedError as error:
             if name is not None:
                 raise RuntimeError(unsupported_message(who, name, error.reasons)) from None
-            warning = warning or error.warning
+            warnings += [] if error.warning is None else [error.warning]
     raise AssertionError("the reference backend runs everything or raises torch's own error")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import reference
 from ..base import NO_CLIP_YET, NonFiniteError, UnsupportedError
 from ..checks import are_plain
+from ..native import WITHOUT_KERNELS
 from .packing import DTYPES, PackedList, pack_parameters, pack_tensors, prepared_pack
 
 INTERPRET_VARIABLE = "TRITON_INTERPRET"
@@ -115,7 +116,11 @@ class TritonBackend:
         return TritonParameters(parameters)
 
     def scaled(self, tensors: list[Tensor], clip_coef: float) -> list[Tensor]:
-        """Return new tensors, ``tensors[i] * clip_coef``."""
+        """Return new tensors, ``tensors[i] * clip_coef``, of their shapes, dtypes and strides.
+
+        Raises:
+            UnsupportedError: a tensor is none that the kernels can take.
+        """
         _check_available()
         packed = pack_tensors(tensors, is_interpreted())
         results = [torch.empty_like(tensor) for tensor in tensors]
@@ -176,8 +181,9 @@ def _clip(
     if error_if_nonfinite:
         _check_not_capturing(who, launches, packed)
     norm = launches.clip(packed, limit, norm_type, error_if_nonfinite)
-    if keep is not None:  # the places become a list of Python's: only for who asks
-        keep(functools.partial(launches.parameter_norms, norm, packed.places))
+    if keep is not None:
+        places = None if packed.is_in_order else packed.places
+        keep(functools.partial(launches.parameter_norms, norm, places))
     if error_if_nonfinite:
         _check_finite(launches, packed, norm.total_norm)
     packed.bump_versions()
@@ -269,31 +275,38 @@ def _launches(packed: PackedList) -> ModuleType:
         raise UnsupportedError(reasons)
     if packed.device < 0:
         return launches
-    if packed.device not in _usable and launches.is_capturing(launches.device_of(packed)):
+    is_asked = packed.device in _usable or packed.device in _reasons
+    if not is_asked and launches.is_capturing(launches.device_of(packed)):
         raise RuntimeError(
             "fastclip: the Triton backend must be called once before a CUDA graph is captured: it "
             "compiles and loads its kernels then"
         )
     reason = _why_device_cannot(packed.device)
     if reason is not None:
-        raise UnsupportedError([reason])
+        raise UnsupportedError([reason], f"fastclip: {WITHOUT_KERNELS}: {reason}")
     return launches
 
 
 _usable: set[int] = set()
+_reasons: dict[int, str] = {}
 
 
 def _why_device_cannot(index: int) -> str | None:
-    """Say why kernels cannot run on a GPU, or nothing. Asked once: one that can, stays."""
+    """Say why kernels cannot run on a GPU, or nothing. Asked once, unless memory ran out."""
     if index in _usable:
         return None
+    if index in _reasons:
+        return _reasons[index]
     launches = _load()[0]
     try:
         if launches is not None:
             launches.check(index)
     except Exception as error:  # noqa: BLE001 - a compiler or a driver may raise anything
         first = str(error).partition("\n")[0]
-        return f"Triton cannot run on device cuda:{index}: {type(error).__name__}: {first}"
+        reason = f"Triton cannot run on device cuda:{index}: {type(error).__name__}: {first}"
+        if not isinstance(error, torch.OutOfMemoryError):
+            _reasons[index] = reason
+        return reason
     _usable.add(index)
     return None
 

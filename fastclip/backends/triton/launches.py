@@ -112,7 +112,16 @@ def _launch_clip(call: Call, kind: int, finds_inf: int) -> None:
 
 
 def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
-    """Take the norm alone, in two launches."""
+    """Take the norm alone, in two launches.
+
+    Args:
+        packed: the tensors, which are only read.
+        norm_type: above 0, or inf.
+        is_float64: sum squares in float64 throughout, and return a float64 norm.
+
+    Raises:
+        RuntimeError: Triton or the driver refused a launch.
+    """
     with _on(packed):
         call = Call(packed)
         norm = _point_at_results(call, norm_type, is_float64)
@@ -124,7 +133,16 @@ def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
 
 
 def scale(packed: PackedList, total_norm: Tensor, max_norm: float | Tensor) -> None:
-    """Rescale in place by the coefficient of a norm, which moves to the list's device."""
+    """Rescale in place by the coefficient of a norm, which moves to the list's device.
+
+    Args:
+        packed: the gradients.
+        total_norm: 0-dim, of a floating-point dtype.
+        max_norm: a number, or a 0-dim tensor.
+
+    Raises:
+        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+    """
     with _on(packed):
         call = Call(packed)
         dtype = torch.promote_types(total_norm.dtype, torch.float32)
@@ -141,6 +159,9 @@ def scale_by(packed: PackedList, clip_coef: float | Tensor) -> None:
     Args:
         packed: the gradients.
         clip_coef: a number, or float32 or float64 on the list's device: 0-dim, or of shape (size,).
+
+    Raises:
+        RuntimeError: Triton or the driver refused the launch; nothing has been written.
     """
     with _on(packed):
         call = Call(packed)
@@ -150,7 +171,11 @@ def scale_by(packed: PackedList, clip_coef: float | Tensor) -> None:
 
 
 def scale_into(packed: PackedList, targets: Sequence[Tensor], clip_coef: float | Tensor) -> None:
-    """Write the gradients times a coefficient, as for ``scale_by``, to tensors of their layout."""
+    """Write the gradients times a coefficient, as for ``scale_by``, to tensors of their layout.
+
+    Raises:
+        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+    """
     with _on(packed):
         call = Call(packed, targets)
         _set_coefficient(call, clip_coef)
@@ -159,7 +184,15 @@ def scale_into(packed: PackedList, targets: Sequence[Tensor], clip_coef: float |
 
 
 def clamp(packed: PackedList, clip_value: float) -> None:
-    """Clamp in place to [-clip_value, clip_value]."""
+    """Clamp in place to [-clip_value, clip_value].
+
+    Args:
+        packed: the gradients.
+        clip_value: not negative, and not NaN.
+
+    Raises:
+        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+    """
     with _on(packed):
         call = Call(packed)
         call.set_number(words.VALUE, clip_value)
@@ -167,12 +200,13 @@ def clamp(packed: PackedList, clip_value: float) -> None:
         call.launch(clamp_kernel, MIX=packed.mix)
 
 
-def parameter_norms(norm: Norm, places: Sequence[int]) -> Tensor:
+def parameter_norms(norm: Norm, places: Sequence[int] | None) -> Tensor:
     """Compute the norm of each source from the sums: new memory, for the caller to change.
 
     Args:
         norm: what a call left behind.
-        places: for each source its tensor's position, -1 where ``.grad`` is None.
+        places: for each source its tensor's position, -1 where ``.grad`` is None; or None where
+            every source has the tensor of its own position.
 
     Returns:
         Shape (number of sources,), in the norm's dtype; 0 where there is no gradient.
@@ -184,9 +218,9 @@ def parameter_norms(norm: Norm, places: Sequence[int]) -> Tensor:
         # The caller's stream may be another than the clip's.
         norm.sums.record_stream(torch.cuda.current_stream(norm.sums.device))
     roots = _roots(norm.sums, norm.norm_type).to(norm.total_norm.dtype)
-    size = len(roots)
-    if places == list(range(size)):
+    if places is None:
         return roots
+    size = len(roots)
     if is_capturing(norm.sums.device):
         raise RuntimeError(
             "GradClipper: parameter_norms must be read outside of a CUDA graph's capture where "

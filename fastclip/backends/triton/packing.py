@@ -35,6 +35,7 @@ class PackedList(Protocol):
         mix: a bit for the code of each dtype in the list.
         has_float64: whether a tensor is.
         places: for each source its position in the list, -1 where ``.grad`` is None.
+        is_in_order: whether ``places`` are 0, 1, 2, ...: they need not be asked for then.
     """
 
     size: int
@@ -45,6 +46,7 @@ class PackedList(Protocol):
     mix: int
     has_float64: bool
     places: list[int]
+    is_in_order: bool
 
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None:
         """Write the words that kernels are given to a host tensor.
@@ -53,6 +55,9 @@ class PackedList(Protocol):
             words: int64, as long as the fields and three or four words for each tensor.
             fields: the values of all fields.
             targets: addresses, one for each tensor, or none.
+
+        Raises:
+            ValueError: ``words`` has another length, or lies elsewhere than in host memory.
         """
         ...
 
@@ -91,7 +96,10 @@ def pack_tensors(tensors: list[Tensor], is_interpreted: bool) -> PackedList:
 
 
 def prepared_pack(parameters: list[Tensor], is_interpreted: bool) -> Pack:
-    """Return what packs the gradients that parameters have when it is called."""
+    """Return what packs the gradients that parameters have when it is called.
+
+    What it returns raises ``UnsupportedError`` as ``pack_parameters`` does.
+    """
     c = native.packer()
     if c is None:
         return lambda: pack_parameters(parameters, is_interpreted)
@@ -108,6 +116,7 @@ class TorchList:
         self._written = [*tensors, *duplicates]
         self.places = places
         self.size = len(tensors)
+        self.is_in_order = places == list(range(self.size))
         device = tensors[0].device if tensors else torch.device("cpu")
         self.device = -1 if device.type == "cpu" else _index_of(device)
         self._addresses = _column(map(Tensor.data_ptr, tensors))
@@ -126,7 +135,10 @@ class TorchList:
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None:
         """Write the words that kernels are given to a host tensor."""
         columns = [self._addresses, self._packed_counts, self._first_slots]
-        torch.cat([_column(fields), *columns, _column(targets)], out=words)
+        made = torch.cat([_column(fields), *columns, _column(targets)])
+        if words.shape != made.shape or not words.is_cpu:
+            raise ValueError(f"TorchList: words must be {len(made)} in host memory")
+        words.copy_(made)
 
     def bump_versions(self) -> None:
         """Tell autograd that every tensor was written."""
@@ -157,10 +169,11 @@ def _check(tensors: Sequence[Tensor], is_interpreted: bool) -> None:
     if not checks.are_plain(tensors):
         raise UnsupportedError(["tensors of other kinds than plain strided ones"])
     supported = "cpu" if is_interpreted else "cuda"
+    where = "supported in Triton's interpreter" if is_interpreted else "supported"
     devices = {t.device for t in tensors}
     reasons = [
-        f"device {device} (supported: {supported})"
-        for device in devices
+        f"device {device} ({where}: {supported})"
+        for device in sorted(devices, key=str)
         if device.type != supported
     ]
     if len(devices) > 1:

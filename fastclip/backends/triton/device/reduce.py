@@ -245,16 +245,19 @@ def as_magnitude(bits):
 
 
 @triton.jit
-def edges_of(head, tail):
-    """Return the offsets of the elements before and after a chunk's 16-byte vectors."""
-    lane = tl.arange(0, 2 * EDGE)
+def edges_of(head, tail, LANES: tl.constexpr):
+    """Return the offsets of the elements before and after a chunk's 16-byte vectors.
+
+    Two times EDGE lanes are enough, a multiple of them belongs to the tail: outside of the chunk.
+    """
+    lane = tl.arange(0, LANES)
     return tl.where(lane < EDGE, lane, tail + lane - EDGE), (lane >= EDGE) | (lane < head)
 
 
 @triton.jit
 def reduce_edges(data, head, tail, count, norm_type, T: tl.constexpr, KIND: tl.constexpr):
     """Reduce the elements before the first vector and after the last, which ends at ``tail``."""
-    offsets, mask = edges_of(head, tail)
+    offsets, mask = edges_of(head, tail, 2 * EDGE)
     x = tl.load(data.to(tl.pointer_type(T)) + offsets, mask=mask & (offsets < count), other=0.0)
     return join_all(term(x, norm_type, SUM_SQ_WIDE if KIND == SUM_SQ else KIND), KIND)
 

@@ -131,7 +131,8 @@ def change_chunk(source, target, count, value, T: tl.constexpr, CHANGE: tl.const
     if rest > 0:
         at = batches * BATCH
         change_batch(source_ptr + at, target_ptr + at, offsets, rest, value, BLOCK, CHANGE, False)
-    offsets, mask = edges_of(head, head + batches * BATCH + rest)
+    # A lane for each thread: of fewer, every thread would read all that one of them writes.
+    offsets, mask = edges_of(head, head + batches * BATCH + rest, THREADS)
     mask = mask & (offsets < count)
     x = tl.load(source.to(tl.pointer_type(T)) + offsets, mask=mask, other=0.0)
     new, is_changed = changed(x, value, CHANGE)
