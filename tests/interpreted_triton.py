@@ -68,6 +68,8 @@ def in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     builder = interpreter.InterpreterBuilder
     monkeypatch.setattr(builder, "cast_impl", _rounding(builder.cast_impl))
+    if not hasattr(interpreter._interpreter, "fma_fp32"):  # before triton 3.9
+        monkeypatch.setattr(builder, "create_fma", _fused(builder.create_fma))
     monkeypatch.setattr(interpreter, "_patch_lang", _PatchOnce(interpreter._patch_lang))
     # Infinities, NaN and overflows are what some of the tests are about.
     with np.errstate(all="ignore"):
@@ -93,3 +95,23 @@ def _rounding(
         return TensorHandle(kept.astype(np.uint16), tl.bfloat16)
 
     return cast
+
+
+def _fused(
+    create_fma: Callable[
+        [InterpreterBuilder, TensorHandle, TensorHandle, TensorHandle], TensorHandle
+    ],
+) -> Callable[[InterpreterBuilder, TensorHandle, TensorHandle, TensorHandle], TensorHandle]:
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def fma(
+        self: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHandle
+    ) -> TensorHandle:
+        """Multiply float32 exactly: the interpreter rounds the product before it adds."""
+        if x.dtype.scalar != tl.float32:
+            return create_fma(self, x, y, z)
+        exact = x.data.astype(np.float64) * y.data
+        return TensorHandle((exact + z.data).astype(np.float32), tl.float32)
+
+    return fma
