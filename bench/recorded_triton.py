@@ -34,11 +34,11 @@ class Recorder:
 
     Attributes:
         launches: in order.
-        errors: texts of what a driver would say of cooperative launches, one for each; then none.
+        errors: what a driver would raise at cooperative launches, one for each; then nothing.
     """
 
     launches: list[Launch] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
 
 
 def record(capability: int = 90) -> Recorder:
@@ -48,7 +48,6 @@ def record(capability: int = 90) -> Recorder:
     triton.runtime.driver.set_active(driver)  # pyright: ignore[reportArgumentType]
     # The lists of CPU tensors are packed as for the interpreter, whose place the driver takes.
     backend.is_interpreted = lambda: True
-    backend._load.cache_clear()
     launches = __import__("fastclip.backends.triton.launches", fromlist=["launches"])
     backend._load = lambda: (launches, ())
     properties = SimpleNamespace(warp_size=32, multi_processor_count=MULTIPROCESSORS)
@@ -75,7 +74,7 @@ def _driver(recorder: Recorder, capability: int) -> object:
 
         def __call__(self, programs: int, *rest: object) -> None:
             if self._is_cooperative and recorder.errors:
-                raise RuntimeError(recorder.errors.pop(0))
+                raise recorder.errors.pop(0)
             # Two more dimensions, stream, function, metadata twice and two hooks.
             arguments = tuple(value for value in rest[8:] if isinstance(value, int))
             launch = Launch(self._name, programs, self._is_cooperative, arguments)

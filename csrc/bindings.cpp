@@ -90,7 +90,8 @@ void clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
   const Limit limit = limit_of(max_norm, gradients);
   const KeepDenormals keep_denormals;
   if (gradients.is_on_gpu) {
-    scale_on_gpu(Operation{"clip_grads_with_norm_"}, gradients, limit, total_norm, is_on_gpu);
+    scale_on_gpu(Operation{"clip_grads_with_norm_"}, gradients, limit,
+                 apart_from(gradients, total_norm), is_on_gpu);
   } else if (!is_on_gpu) {
     scale(gradients, coef_of(total_norm, limit.value));
   } else if (!gradients.entries.empty()) {
@@ -210,6 +211,7 @@ PYBIND11_MODULE(_C, module) {
       .def_property_readonly("has_float64", &PackedList::has_float64)
       .def_property_readonly("places", &PackedList::places)
       .def_property_readonly("is_in_order", &PackedList::is_in_order)
+      .def("holds", &PackedList::holds, py::arg("address"))
       .def("write", wrap_pybind_function(&PackedList::write), py::arg("words"), py::arg("fields"),
            py::arg("targets"))
       .def("bump_versions", &PackedList::bump);

@@ -53,8 +53,8 @@ def clip_grad_norm_(
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
-            the gradients by position); a gradient's elements share memory; or ``backend`` cannot
-            run this.
+            the gradients by position), or is set while a CUDA graph is captured; a gradient's
+            elements share memory; or ``backend`` cannot run this.
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters, warn_if_empty=True)
@@ -152,6 +152,7 @@ def clip_grads_with_norm_(
         TypeError: ``total_norm`` is no tensor.
         RuntimeError: ``total_norm`` is not 0-dim; a gradient's elements share memory; or
             ``backend`` cannot run this.
+        ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters)
     limit = _as_limit(max_norm)
@@ -191,6 +192,7 @@ def clip_grad_value_(
         NotImplementedError: a gradient is complex.
         RuntimeError: ``clip_value`` does not fit a gradient's dtype; a gradient's elements share
             memory; or ``backend`` cannot run this.
+        ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters)
     limit = float(clip_value)
@@ -224,6 +226,9 @@ def clip_grad_norm(
 
     Returns:
         As ``clip_grad_norm_``.
+
+    Raises:
+        RuntimeError, ValueError: as ``clip_grad_norm_``.
     """
     return clip_grad_norm_(
         parameters, max_norm, norm_type, error_if_nonfinite, foreach, backend=backend

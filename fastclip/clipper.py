@@ -101,8 +101,9 @@ class GradClipper:
 
         Raises:
             RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message
-                names the parameters); a gradient's elements share memory; or ``backend`` cannot
-                run this.
+                names the parameters), or is set while a CUDA graph is captured; a gradient's
+                elements share memory; or ``backend`` cannot run this.
+            ValueError: ``backend`` is unknown.
         """
         if torch.compiler.is_compiling():
             return _clip_outside_graph(self)
@@ -123,7 +124,8 @@ class GradClipper:
         float32; 0 where ``.grad`` was None. It costs no extra pass over the gradients.
 
         Raises:
-            RuntimeError: ``clip_()`` has not been called yet.
+            RuntimeError: ``clip_()`` has not been called yet; or a CUDA graph is captured and
+                parameters have no gradient, or share one.
         """
         if self._last is None:
             raise RuntimeError(NO_CLIP_YET)

@@ -21,6 +21,9 @@ MAX_SHOWN = 5
 GPU_BACKENDS = ("native", "triton")
 """Those that have kernels of their own for GPUs."""
 
+INTERPRETED = "triton"
+"""On the CPU its kernels run in an interpreter alone: too slowly for the self-check."""
+
 MAPS = Path("/proc/self/maps")
 CPUINFO = Path("/proc/cpuinfo")
 OPENMP = re.compile(r"lib(gomp|iomp5|omp)\b.*\.so")
@@ -170,7 +173,10 @@ def describe(diagnosis: Diagnosis) -> list[str]:
         lines += _column(f"  {name}", _describe_reasons(reasons))
     for name in GPU_BACKENDS if diagnosis["cuda"] else ():
         lines += _column(f"  {name}, cuda", _describe_reasons(diagnosis["cuda"][name]))
-    lines += ["", *_describe_self_check(diagnosis["self_check"]), ""]
+    lines += ["", *_describe_self_check(diagnosis["self_check"])]
+    if diagnosis["self_check"]["calls"] and diagnosis["backends"].get(INTERPRETED) == []:
+        lines.append(_line(f"  {INTERPRETED}", "not checked: its interpreter would take minutes"))
+    lines.append("")
     lines += [f"warning: {warning}" for warning in diagnosis["warnings"]]
     lines += [f"problem: {problem}" for problem in diagnosis["problems"]]
     lines.append("ok" if diagnosis["ok"] else "NOT ok: see above")
@@ -215,8 +221,7 @@ def _describe_self_check(self_check: SelfCheck) -> list[str]:
 
 def _self_check(backends: dict[str, list[str]]) -> SelfCheck:
     start = time.perf_counter()
-    # Triton's interpreter, which alone runs its kernels on the CPU, would take minutes.
-    on_cpu = [name for name in _usable(backends) if name != "triton"]
+    on_cpu = [name for name in _usable(backends) if name != INTERPRETED]
     tensors, results = check_backends(on_cpu)
     if torch.cuda.is_available():
         _, on_gpu = check_backends(_usable(fastclip.backend_report("cuda")), "cuda")

@@ -5,9 +5,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastclip
 from fastclip import _build, doctor
+from fastclip.backends import base, native
 
 RECORD = {
     "mode": "cpu",
@@ -138,3 +140,23 @@ def test_a_copy_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(metadata, "distribution", missing)
     assert _build.install_target() == "torch-fastclip"
     assert not _build.came_in_a_wheel()
+
+
+def test_an_extension_for_another_torch_is_told_at_the_first_clip(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.write_text(json.dumps(RECORD))
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(None))
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    native._load.cache_clear()
+    base.warn_once.cache_clear()
+    p = torch.zeros(2, requires_grad=True)
+    p.grad = torch.tensor([3.0, 4.0])
+    with pytest.warns(RuntimeWarning) as caught:
+        assert fastclip.clip_grad_norm_([p], 9.0) == fastclip.clip_grad_norm_([p], 9.0) == 5
+    native._load.cache_clear()
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        "fastclip: fastclip._C was built against torch 2.13.0+cpu and torch 2.99.0 is running; "
+    )
+    assert str(warning.message).endswith("; gradients are clipped with torch operations")

@@ -12,6 +12,10 @@ from samples import gradient, parameters
 from torch import Tensor
 
 import fastclip
+from fastclip.backends import native
+
+OUTSIDE = 0
+"""Nodes of the graphs that are left where nothing of a clip is traced."""
 
 Clip = Callable[[list[Tensor]], Tensor | None]
 
@@ -105,15 +109,32 @@ def test_unknown_backend_is_a_value_error() -> None:
         torch.compile(clip, backend="eager")(held)
 
 
-# torch warns of what it cannot trace in the extension.
-@pytest.mark.filterwarnings("ignore")
-def test_native_breaks_the_graph_and_runs_outside_it() -> None:
-    if fastclip.backend_report()["native"]:
-        pytest.skip("needs the native backend")
+@pytest.mark.parametrize("name", ("native", "triton", "triton without fastclip._C"))
+@pytest.mark.filterwarnings("ignore")  # torch warns of what it cannot trace
+def test_kernels_break_the_graph_and_run_outside_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = name.partition(" ")[0]
+    if fastclip.backend_report()[backend]:
+        pytest.skip(f"needs the backend {backend}")
+    if backend != name:
+        monkeypatch.setattr(native, "packer", lambda: None)
+    graphs: list[int] = []
+
+    def count(module: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(len(module.graph.nodes))
+        return module.forward
+
+    def clip(held: list[Tensor]) -> list[Tensor | None]:
+        grads = gradients(held)
+        return [
+            fastclip.clip_grad_norm_(held, 1.0, backend=backend),
+            fastclip.get_total_norm(grads, backend=backend),
+            fastclip.clip_grads_with_norm_(held, 1.0, torch.tensor(7.0), backend=backend),
+            fastclip.clip_grad_value_(held, 0.1, backend=backend),
+        ]
+
     compiled, eager = some_parameters(), some_parameters()
-
-    def clip(held: list[Tensor]) -> Tensor:
-        return fastclip.clip_grad_norm_(held, 1.0, backend="native")
-
-    assert_same(torch.compile(clip, backend="eager")(compiled), clip(eager))
+    assert_same(torch.compile(clip, backend=count)(compiled), clip(eager))
     assert_same(gradients(compiled), gradients(eager))
+    assert sum(graphs) <= OUTSIDE, "a backend was traced"

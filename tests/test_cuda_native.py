@@ -78,6 +78,20 @@ def test_a_limit_on_the_gpu_is_read_by_the_kernel(emulated: Emulated) -> None:
         emulated.module.clip_grad_norm_(held, torch.ones(2), 2.0, False)
 
 
+def test_scalars_within_gradients_are_read_before_those_are_written(emulated: Emulated) -> None:
+    grads = [torch.full((20_000,), 2.0) for _ in range(3)]
+    norm = torch.tensor(2.0)
+    for clip in (
+        lambda held: emulated.module.clip_grads_with_norm_(held, 1.0, held[1].grad[5]),
+        lambda held: emulated.module.clip_grads_with_norm_(held, held[2].grad[-1] / 2, norm),
+        lambda held: emulated.module.clip_grad_norm_(held, held[1].grad[5], 2.0, False),
+    ):
+        held = parameters(copies(grads))
+        clip(held)
+        (values,) = {tuple(p.grad.unique().tolist()) for p in held if p.grad is not None}
+        assert len(values) == 1
+
+
 def test_a_limit_on_the_gpu_is_for_gradients_there(emulated: Emulated) -> None:
     held = parameters([gradient(5, torch.float32)])
     place(emulated, [held[0].grad for _ in range(1) if held[0].grad is not None], [CPU])

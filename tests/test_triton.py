@@ -16,6 +16,9 @@ from triton_arena import Arena, watched
 
 import fastclip
 from fastclip.backends.clip_mode import FUSED, SPLIT, set_clip_mode
+from fastclip.backends.triton.call import Call
+from fastclip.backends.triton.device import words
+from fastclip.backends.triton.device.reduce import SUM_SQ
 from fastclip.backends.triton.packing import PackedList, pack_parameters
 
 NORM_TYPES = (2.0, 1.0, math.inf, 3.0, 0.5)
@@ -194,6 +197,32 @@ def test_an_overflow_of_powers_is_no_inf() -> None:
     norm = launches().clip(packed(held), 0.5, 10.0, False, found_inf=found_inf)
     assert norm.total_norm.isinf() and found_inf.item() == 0.0
     assert norm.sums.isinf().all()
+
+
+def test_a_norm_within_a_gradient_is_read_before_that_is_written() -> None:
+    grads = [torch.full((20_000,), 2.0) for _ in range(3)]
+    for place in (0, 19_999):
+        held = parameters(copies(grads))
+        assert held[1].grad is not None
+        fastclip.clip_grads_with_norm_(held, 1.0, held[1].grad[place], backend="triton")
+        assert_scaled(held, grads, 1.0, torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("mode", (FUSED, SPLIT))
+def test_the_sum_before_the_root_and_the_coefficient_are_written(mode: str) -> None:
+    set_clip_mode(mode)
+    grads = narrow_gradients()
+    call = Call(packed(parameters(grads)))
+    total, coef = torch.zeros((), dtype=torch.float64), torch.zeros(())
+    call.point(words.TOTAL, total)
+    call.point(words.CLIP_COEF, coef)
+    call.set_number(words.MAX_NORM, 1e9)
+    norm = launches()._point_at_results(call, 2.0, False).total_norm
+    call.upload()
+    launches()._launch_clip(call, SUM_SQ.value, 0)
+    assert oracle.is_norm(math.sqrt(total), oracle.total_norm(grads, 2.0), torch.float32)
+    assert math.sqrt(total) != norm.item()  # not rounded
+    assert coef.item() == oracle.clip_coef(1e9, norm) == 1.0
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))

@@ -17,17 +17,17 @@ import fastclip
 from fastclip import backends
 from fastclip.backends import base, native, triton
 from fastclip.backends.triton import TritonBackend
+from fastclip.backends.triton.call import first_line_of, is_passing
 from fastclip.backends.triton.packing import PackedList
 
 
 @pytest.fixture
 def not_interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the backend see itself as users do."""
-    load = triton._load
     monkeypatch.delenv("TRITON_INTERPRET")
-    load.cache_clear()
+    triton._import.cache_clear()
     yield
-    load.cache_clear()
+    triton._import.cache_clear()
 
 
 def has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,9 @@ def test_cpu_gradients_are_refused_before_triton_is_imported(
     monkeypatch.setattr(triton, "_load", lambda: pytest.fail("triton was imported"))
     assert TritonBackend().unavailable_reasons("cpu") == ["device cpu (supported: cuda)"]
     held = parameters([torch.ones(3)])
-    with pytest.raises(RuntimeError, match='"triton" cannot run this: torch sees no GPU'):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked for a GPU"))
+    refusal = r'"triton" cannot run this: device cpu \(supported: cuda\)'
+    with pytest.raises(RuntimeError, match=refusal):
         fastclip.clip_grad_norm_(held, 1.0, backend="triton")
     assert fastclip.clip_grad_norm_(parameters([torch.ones(4)[::2]]), 9.0) == math.sqrt(2)
 
@@ -71,16 +73,36 @@ def test_an_old_triton_is_too_old(monkeypatch: pytest.MonkeyPatch, version: str)
     assert reasons == [f"triton {version} is too old (supported: 3.6 and later)"]
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_a_triton_imported_before_the_variable_is_set_is_told(
-    monkeypatch: pytest.MonkeyPatch, interpreted: None
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert TritonBackend().unavailable_reasons("cpu") == []
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    triton._load.cache_clear()
     has_gpu(monkeypatch)
     reasons = TritonBackend().unavailable_reasons("cuda")
-    triton._load.cache_clear()
     assert reasons == ["TRITON_INTERPRET was unset after triton was imported"]
+
+
+@pytest.mark.usefixtures("not_interpreted")
+@pytest.mark.parametrize("found", (SimpleNamespace(), SimpleNamespace(__version__=None)))
+def test_something_else_named_triton_is_told(
+    monkeypatch: pytest.MonkeyPatch, found: SimpleNamespace
+) -> None:
+    has_gpu(monkeypatch)
+    monkeypatch.setitem(sys.modules, "triton", found)
+    (reason,) = TritonBackend().unavailable_reasons("cuda")
+    assert reason.startswith("triton cannot be imported: ")
+
+
+@pytest.mark.usefixtures("not_interpreted")
+def test_a_missing_triton_makes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="2.3"))
+    with pytest.raises(base.UnsupportedError) as caught:
+        triton._launches(cast(PackedList, SimpleNamespace(device=0)))
+    instead = "CUDA gradients are clipped with torch operations"
+    reason = "triton 2.3 is too old (supported: 3.6 and later)"
+    assert caught.value.warning == f"fastclip: {instead}: {reason}"
 
 
 @pytest.fixture
@@ -94,7 +116,11 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
             raise outcome
 
     launches = SimpleNamespace(
-        check=check, is_capturing=lambda _: False, device_of=lambda packed: packed.device
+        check=check,
+        is_capturing=lambda _: False,
+        device_of=lambda packed: packed.device,
+        is_passing=is_passing,
+        first_line_of=first_line_of,
     )
     monkeypatch.setattr(triton, "_load", lambda: (launches, ()))
     monkeypatch.setattr(triton, "_usable", set())
@@ -125,10 +151,21 @@ def test_a_gpu_that_triton_can_run_on_is_asked_once(checks: list[Exception | Non
     assert checks == []
 
 
-def test_a_gpu_whose_memory_ran_out_is_asked_again(checks: list[Exception | None]) -> None:
-    checks += [torch.OutOfMemoryError("no memory"), None]
+@pytest.mark.parametrize(
+    "error",
+    (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("Triton Error [CUDA]: operation not permitted when stream is capturing"),
+        OSError("No space left on device"),
+    ),
+)
+def test_a_gpu_that_may_run_later_is_asked_again(
+    checks: list[Exception | None], error: Exception
+) -> None:
+    checks += [error, None]
     (reason,) = TritonBackend().unavailable_reasons("cuda")
-    assert reason == "Triton cannot run on device cuda:0: OutOfMemoryError: no memory"
+    assert reason == f"Triton cannot run on device cuda:0: {type(error).__name__}: {error}"
     assert TritonBackend().unavailable_reasons("cuda") == []
 
 

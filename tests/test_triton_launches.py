@@ -70,19 +70,42 @@ def test_a_clip_is_one_cooperative_launch() -> None:
 def test_a_refused_launch_is_two() -> None:
     found = forms()
     split = ["reduce_kernel", "finish_and_scale_kernel"]
-    refusals = [name for name in found if "cooperative launch" in name or "not supported" in name]
-    assert len(refusals) == 3
-    for name in ["split", *refusals]:
+    refusals = [name for name in found if name.startswith("refused")]
+    assert len(refusals) == 4
+    for name in ["split", "out of memory", *refusals]:
         assert kernels(found[name]) == split, name
         assert not any(launch["is_cooperative"] for launch in found[name])
 
 
-def test_other_errors_and_a_form_that_was_asked_for_raise() -> None:
+def test_a_refusal_is_remembered_and_a_lack_of_memory_is_not() -> None:
     found = forms()
-    text = "Triton Error [CUDA]: an illegal memory access was encountered"
-    assert kernels(found[text]) == [text]
-    text = "Triton Error [CUDA]: too many blocks in cooperative launch"
-    assert kernels(found["fused, refused"]) == [text]
+    assert len(found["not raised"]) == 1
+    assert kernels(found["memory again"]) == ["clip_kernel"]
+
+
+def test_a_refusal_of_the_form_that_was_asked_for_raises() -> None:
+    (text,) = kernels(forms()["fused, refused"])
+    assert text == (
+        "fastclip: the clip mode is fused: Triton cannot launch clip_kernel on device cpu: "
+        "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
+    )
+
+
+def test_a_kernel_that_does_not_compile_is_tried_once_and_torch_clips() -> None:
+    found = json.loads(run(str(WORKER), "failures"))
+    reason = (
+        "Triton cannot launch reduce_kernel on device cpu: OutOfResources: out of resource: "
+        "shared memory, Required: 300, Hardware limit: 200"
+    )
+    for error in found["errors"]:
+        assert error.startswith(f'clip_grad_norm_: backend "triton" cannot run this: {reason}')
+    assert len(found["errors"]) == 2
+    assert found["tried"] == ["reduce_kernel"]
+    assert found["unwritten"] and found["clipped"]
+    (warning,) = found["warnings"]
+    assert warning.startswith(
+        f"fastclip: CUDA gradients are clipped with torch operations: {reason}"
+    )
 
 
 def test_a_captured_clip_carries_its_words_in_arguments() -> None:

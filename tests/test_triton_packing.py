@@ -87,10 +87,28 @@ def test_words_of_another_length_are_refused(
     if not has_extension:
         monkeypatch.setattr(native, "packer", lambda: None)
     packed = packing.pack_tensors([torch.ones(3)], True)
-    words = torch.full((length,), 5)
-    with pytest.raises(ValueError, match="List: words must be 7"):
-        packed.write(words, [1, 2, 3, 4], [])
-    assert words.tolist() == [5] * length
+    for words in (
+        torch.full((length,), 5),
+        torch.full((7,), 5, dtype=torch.int32),
+        torch.full((14,), 5)[::2],
+    ):
+        with pytest.raises(ValueError, match="List: words must be 7 of int64"):
+            packed.write(words, [1, 2, 3, 4], [])
+        assert set(words.tolist()) == {5}
+
+
+@pytest.mark.parametrize("has_extension", (True, False))
+def test_the_memory_of_a_list(monkeypatch: pytest.MonkeyPatch, *, has_extension: bool) -> None:
+    if has_extension and not HAS_EXTENSION:
+        pytest.skip("needs fastclip._C")
+    if not has_extension:
+        monkeypatch.setattr(native, "packer", lambda: None)
+    whole = torch.zeros(100, dtype=torch.bfloat16)
+    begin = whole.data_ptr()
+    packed = packing.pack_tensors([whole[10:20], torch.zeros(0), whole[40:41]], True)
+    inside = [at for at in range(200) if packed.holds(begin + at)]
+    assert inside == [*range(20, 40), 80, 81]
+    assert not packed.holds(0) and not packing.pack_tensors([], True).holds(begin)
 
 
 def test_chunks_grow_with_the_list(without_extension: None) -> None:

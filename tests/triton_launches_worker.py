@@ -5,18 +5,24 @@ A process of its own: Triton's functions are made for its interpreter or for its
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from samples import gradient, parameters
+from triton import JITFunction
+from triton.runtime.errors import OutOfResources
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 from recorded_triton import Recorder, compilations, record
 
 import fastclip
+from fastclip import backends
+from fastclip.backends.base import UnsupportedError
 from fastclip.backends.clip_mode import set_clip_mode
 from fastclip.backends.triton import call, launches, packing
 
@@ -71,17 +77,26 @@ def forms(recorder: Recorder) -> object:
     clip(sizes, torch.float32)  # compiles
     run("auto", lambda: clip(sizes, torch.float32))
     refusals = (
-        "Triton Error [CUDA]: too many blocks in cooperative launch",
-        "Triton Error [CUDA]: operation not supported",
-        "Triton Error [HIP]:  Code: 720, Messsage: cooperative launch too large",
-        "Triton Error [CUDA]: an illegal memory access was encountered",
+        RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"),
+        RuntimeError("Triton Error [HIP]:  Code: 720, Messsage: cooperative launch too large"),
+        AssertionError("Cooperative launch requested but not supported by device"),
     )
-    for text in refusals:
-        recorder.errors.append(text)
-        run(text, lambda: clip(sizes, torch.float32))
+    for number, error in enumerate(refusals):
+        call._refused.clear()
+        recorder.errors.append(error)
+        run(f"refused {number}", lambda: clip(sizes, torch.float32))
+    recorder.errors.append(refusals[0])  # nobody asks again
+    run("refused before", lambda: clip(sizes, torch.float32))
+    found["not raised"] = [{"error": str(error)} for error in recorder.errors]
+    recorder.errors.clear()
+    call._refused.clear()
+    recorder.errors.append(RuntimeError("Triton Error [CUDA]: out of memory"))
+    run("out of memory", lambda: clip(sizes, torch.float32))
+    run("memory again", lambda: clip(sizes, torch.float32))
     set_clip_mode("fused")
     recorder.errors.append(refusals[0])
     run("fused, refused", lambda: clip(sizes, torch.float32))
+    call._refused.clear()
     run("fused", lambda: clip(sizes, torch.float32))
     set_clip_mode("split")
     run("split", lambda: clip(sizes, torch.float32))
@@ -90,6 +105,45 @@ def forms(recorder: Recorder) -> object:
     run("captured", lambda: clip([33] * 100, torch.float32))
     run("compiled", lambda: None)
     return found
+
+
+def failures(recorder: Recorder) -> object:
+    """Clip where a kernel does not compile; return errors, warnings and what was tried."""
+    compile_kernel = JITFunction.run
+    tried: list[str] = []
+
+    def run(kernel: JITFunction[object], *arguments: object, **options: object) -> object:
+        name = kernel.fn.__name__
+        tried.append(name)
+        if name == "reduce_kernel":
+            raise OutOfResources(300, 200, "shared memory")
+        return compile_kernel(kernel, *arguments, **options)
+
+    before = gradient(5000, torch.float32)
+    grad = before.clone()
+    held = parameters([grad])
+    errors: list[str] = []
+    without_kernels = UnsupportedError(["no kernels"])
+    with (
+        patch.object(JITFunction, "run", run),
+        patch.object(backends.NATIVE, "clip_grad_norm_", side_effect=without_kernels),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        for _ in range(2):
+            try:
+                fastclip.clip_grad_norm_(held, 0.5, backend="triton")
+            except RuntimeError as error:
+                errors.append(str(error))
+        unwritten = torch.equal(grad, before) and grad._version == 0
+        warnings.simplefilter("always")
+        fastclip.clip_grad_norm_(held, 0.5)
+    return {
+        "errors": errors,
+        "tried": tried,
+        "unwritten": unwritten,
+        "clipped": not torch.equal(grad, before),
+        "warnings": [str(warning.message) for warning in caught],
+    }
 
 
 def words(recorder: Recorder) -> object:
@@ -111,5 +165,10 @@ def words(recorder: Recorder) -> object:
 
 
 if __name__ == "__main__":
-    scenario = {"fifty_lists": fifty_lists, "forms": forms, "words": words}[sys.argv[1]]
-    print(json.dumps(scenario(record())))
+    scenarios = {
+        "fifty_lists": fifty_lists,
+        "forms": forms,
+        "failures": failures,
+        "words": words,
+    }
+    print(json.dumps(scenarios[sys.argv[1]](record())))

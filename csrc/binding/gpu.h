@@ -61,6 +61,14 @@ inline void launch_scale(const Operation& operation, const Part& part, const Cud
   });
 }
 
+// A scalar that is not written while kernels read it: a copy if a gradient holds it.
+inline at::Tensor apart_from(const Gradients& gradients, const at::Tensor& scalar) {
+  const c10::TensorImpl* const impl = scalar.unsafeGetTensorImpl();
+  if (!accelerator::is_plain(impl) || !gradients.holds(scalar.const_data_ptr())) return scalar;
+  at::Tensor copy = accelerator::empty({}, scalar.scalar_type(), accelerator::device_of(impl));
+  return copy.copy_(scalar.detach());
+}
+
 // A coefficient for every part, where the part's kernels read it. What can fail, a copy or an
 // allocation, is done for all parts before the first of them is written.
 inline std::vector<Coef> coefs_of(const std::vector<Part>& parts, const Coef& coef) {

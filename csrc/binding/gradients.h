@@ -94,6 +94,15 @@ struct Gradients {
     return accelerator::is_plain(tensor) ? accelerator::device_of(tensor) : c10::Device(at::kCPU);
   }
 
+  // Whether an address lies in the memory of an entry.
+  bool holds(const void* address) const {
+    return std::any_of(entries.begin(), entries.end(), [&](const TensorEntry& entry) {
+      const auto distance = static_cast<uint64_t>(static_cast<const char*>(address) -
+                                                  static_cast<const char*>(entry.data));
+      return distance < static_cast<uint64_t>(entry.count) * element_size(entry.dtype);
+    });
+  }
+
   void add(const at::Tensor& tensor, const TensorEntry& entry) {
     tensors.push_back(tensor.unsafeGetTensorImpl());
     entries.push_back(entry);

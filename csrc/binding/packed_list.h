@@ -2,7 +2,6 @@
 // those of the native backend.
 #pragma once
 
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -51,11 +50,11 @@ class PackedList {
   // addresses, counts with dtypes, first slots and, if there are any, targets.
   void write(const at::Tensor& words, const std::vector<int64_t>& fields,
              const std::vector<uint64_t>& targets) const {
-    TORCH_CHECK_VALUE(words.is_contiguous() && words.device().is_cpu(),
-                      "PackedList: words must lie", " in host memory, one after another");
     const size_t size = fields.size() + 3 * gradients_.entries.size() + targets.size();
-    TORCH_CHECK_VALUE(words.numel() == static_cast<int64_t>(size), "PackedList: words must be ",
-                      size, " (got ", words.numel(), ")");
+    const bool is_plain =
+        words.is_contiguous() && words.device().is_cpu() && words.scalar_type() == at::kLong;
+    TORCH_CHECK_VALUE(is_plain && words.numel() == static_cast<int64_t>(size),
+                      "PackedList: words must be ", size, " of int64 in host memory");
     auto* word = words.mutable_data_ptr<int64_t>();
     for (const int64_t field : fields) *word++ = field;
     for (const TensorEntry& entry : gradients_.entries) {
@@ -66,6 +65,10 @@ class PackedList {
     }
     for (const TensorEntry& entry : gradients_.entries) *word++ = entry.first_chunk;
     for (const uint64_t target : targets) *word++ = static_cast<int64_t>(target);
+  }
+
+  bool holds(uint64_t address) const {
+    return gradients_.holds(reinterpret_cast<const void*>(address));
   }
 
   void bump() const { bump_versions(gradients_); }

@@ -32,7 +32,7 @@ inline Limit limit_of(const MaxNorm& max_norm, const Gradients& gradients) {
                        " (supported: cpu, and for gradients on cuda a plain 0-dim "
                        "floating-point tensor there)"}};
   }
-  return {0, tensor};
+  return {0, apart_from(gradients, tensor)};
 }
 
 // What a clip leaves for the norms of parameters, also where it ends in NonFinite.

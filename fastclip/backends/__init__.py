@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch._compile import _disable_dynamo
 
 from .base import Backend, UnsupportedError, unsupported_message, warn_once
 from .native import NativeBackend
@@ -31,6 +32,9 @@ def backend_report(device_type: str = "cpu") -> dict[str, list[str]]:
 
     Returns:
         Backend name to reasons, in order of preference; a backend with no reasons can run.
+
+    Raises:
+        ValueError: ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` names what there is not.
     """
     return {backend.name: backend.unavailable_reasons(device_type) for backend in BACKENDS}
 
@@ -64,9 +68,19 @@ def dispatch(
     """Run ``attempt`` with the backend that the caller named, or else with the first that can.
 
     Raises:
-        ValueError: see ``check_backend``.
+        ValueError: see ``check_backend``; or ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` in the
+            environment names what there is not.
         RuntimeError: the backend that the caller named cannot run this; says every reason.
     """
+    if torch.compiler.is_compiling():
+        # After a break of the graph: what backends do inside would be traced piece by piece.
+        return _dispatch_outside_graph(who, name, foreach, attempt)
+    return _dispatch(who, name, foreach, attempt)
+
+
+def _dispatch(
+    who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
+) -> T:
     check_backend(who, name, foreach)
     warnings: list[str] = []
     for backend in _candidates(name, foreach):
@@ -80,6 +94,10 @@ def dispatch(
                 raise RuntimeError(unsupported_message(who, name, error.reasons)) from None
             warnings += [] if error.warning is None else [error.warning]
     raise AssertionError("the reference backend runs everything or raises torch's own error")
+
+
+# torch.compiler.disable would import torch._dynamo, which takes more than a second.
+_dispatch_outside_graph = _disable_dynamo(_dispatch)
 
 
 def _candidates(name: str | None, foreach: bool | None) -> Iterator[Backend]:

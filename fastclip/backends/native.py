@@ -175,20 +175,18 @@ def _limit(max_norm: float | Tensor) -> float | Tensor:
 def _extension() -> types.ModuleType:
     c, reasons = _load()
     if c is None:
-        _warn_unbuilt()
+        _warn_unusable(reasons)
         raise UnsupportedError(reasons)
     return c
 
 
-def _warn_unbuilt() -> None:
-    """Warn when there is no extension and nobody asked for that."""
+def _warn_unusable(reasons: Sequence[str]) -> None:
+    """Warn when there is no extension, or none for this torch, and nobody asked for that."""
     info = build_info()
-    if info["native"] or info["mode"] == "python":
+    if info["mode"] == "python" or torch.version.hip is not None:
         return
-    warn_once(
-        f"fastclip: the native extension was not built: {info['reason']}; gradients are clipped "
-        "with torch operations"
-    )
+    why = reasons[0] if info["native"] else f"the native extension was not built: {info['reason']}"
+    warn_once(f"fastclip: {why}; gradients are clipped with torch operations")
 
 
 @functools.cache

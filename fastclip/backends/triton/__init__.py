@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Callable
 from types import ModuleType
 
@@ -52,7 +53,7 @@ class TritonBackend:
         error_if_nonfinite: bool,
         foreach: bool | None,
     ) -> Tensor:
-        _check_available()
+        _check_devices(parameters)
         pack = functools.partial(pack_parameters, parameters, is_interpreted())
         return _clip("clip_grad_norm_", pack, max_norm, norm_type, error_if_nonfinite, keep=None)
 
@@ -64,7 +65,7 @@ class TritonBackend:
         foreach: bool | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        _check_available()
+        _check_devices(tensors)
         _check_norm_type(norm_type)
         packed = pack_tensors(tensors, is_interpreted())
         is_float64 = packed.has_float64 if dtype is None else dtype == torch.float64
@@ -86,7 +87,7 @@ class TritonBackend:
         total_norm: Tensor,
         foreach: bool | None,
     ) -> None:
-        _check_available()
+        _check_devices(parameters)
         if not _is_plain_scalar(total_norm):
             raise UnsupportedError(["total_norm must be a plain 0-dim floating-point tensor"])
         packed = pack_parameters(parameters, is_interpreted())
@@ -98,13 +99,13 @@ class TritonBackend:
             clip_coef = reference.clip_coefficient(limit, total_norm.detach())
             launches.scale_by(packed, float(clip_coef))
         else:
-            launches.scale(packed, total_norm.detach(), limit)
+            launches.scale(packed, _apart(total_norm.detach(), packed), limit)
         packed.bump_versions()
 
     def clip_grad_value_(
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
     ) -> None:
-        _check_available()
+        _check_devices(parameters)
         packed = pack_parameters(parameters, is_interpreted())
         _check_clip_value(packed, clip_value)
         if packed.size > 0:
@@ -112,7 +113,7 @@ class TritonBackend:
             packed.bump_versions()
 
     def prepare(self, parameters: list[Tensor]) -> TritonParameters:
-        _check_available()
+        _check_devices(parameters)
         return TritonParameters(parameters)
 
     def scaled(self, tensors: list[Tensor], clip_coef: float) -> list[Tensor]:
@@ -121,7 +122,7 @@ class TritonBackend:
         Raises:
             UnsupportedError: a tensor is none that the kernels can take.
         """
-        _check_available()
+        _check_devices(tensors)
         packed = pack_tensors(tensors, is_interpreted())
         results = [torch.empty_like(tensor) for tensor in tensors]
         if packed.size > 0:
@@ -190,10 +191,11 @@ def _clip(
     return norm.total_norm
 
 
-def _check_available() -> None:
-    # Asked before anything else: lists on the CPU come here when the native backend refuses them.
-    if not is_interpreted() and not _has_gpu():
-        raise UnsupportedError([NO_GPU])
+def _check_devices(tensors: list[Tensor]) -> None:
+    # Lists on the CPU come here when the native backend refuses them, and whether there is a GPU
+    # is not asked for their sake: that would keep a process from forking.
+    if tensors and not is_interpreted() and not any(getattr(t, "is_cuda", False) for t in tensors):
+        raise UnsupportedError([f"device {tensors[0].device} (supported: cuda)"])
 
 
 def _check_norm_type(norm_type: float) -> None:
@@ -253,7 +255,12 @@ def _limit(max_norm: float | Tensor, packed: PackedList) -> float | Tensor:
                 "cuda a plain 0-dim floating-point tensor there)"
             ]
         )
-    return max_norm.detach()
+    return _apart(max_norm.detach(), packed)
+
+
+def _apart(scalar: Tensor, packed: PackedList) -> Tensor:
+    """Return a scalar that is not written while kernels read it: a copy if a gradient holds it."""
+    return scalar.clone() if packed.holds(scalar.data_ptr()) else scalar
 
 
 @functools.cache
@@ -272,7 +279,7 @@ def _launches(packed: PackedList) -> ModuleType:
     """Return the module that launches kernels, after all that may keep it from running is asked."""
     launches, reasons = _load()
     if launches is None:
-        raise UnsupportedError(reasons)
+        raise UnsupportedError(reasons, f"fastclip: {WITHOUT_KERNELS}: {'; '.join(reasons)}")
     if packed.device < 0:
         return launches
     is_asked = packed.device in _usable or packed.device in _reasons
@@ -292,41 +299,52 @@ _reasons: dict[int, str] = {}
 
 
 def _why_device_cannot(index: int) -> str | None:
-    """Say why kernels cannot run on a GPU, or nothing. Asked once, unless memory ran out."""
+    """Say why kernels cannot run on a GPU, or nothing. Asked once, if the answer will not pass."""
     if index in _usable:
         return None
     if index in _reasons:
         return _reasons[index]
-    launches = _load()[0]
+    launches, reasons = _load()
+    if launches is None:
+        return "; ".join(reasons)
     try:
-        if launches is not None:
-            launches.check(index)
+        launches.check(index)
     except Exception as error:  # noqa: BLE001 - a compiler or a driver may raise anything
-        first = str(error).partition("\n")[0]
-        reason = f"Triton cannot run on device cuda:{index}: {type(error).__name__}: {first}"
-        if not isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, UnsupportedError):
+            reason = str(error)
+        else:
+            reason = f"Triton cannot run on device cuda:{index}: {launches.first_line_of(error)}"
+        if not launches.is_passing(error):
             _reasons[index] = reason
         return reason
     _usable.add(index)
     return None
 
 
-@functools.cache
 def _load() -> tuple[ModuleType | None, tuple[str, ...]]:
-    """Import triton and the kernels once, or collect the reasons why they cannot be used."""
+    """Return the module that launches kernels, or the reasons why it cannot be used."""
+    launches, reasons = _import()
+    if launches is not None and launches.is_interpreted() != is_interpreted():
+        state = "set" if is_interpreted() else "unset"
+        return None, (f"{INTERPRET_VARIABLE} was {state} after triton was imported",)
+    return launches, reasons
+
+
+@functools.cache
+def _import() -> tuple[ModuleType | None, tuple[str, ...]]:
+    """Import triton and the kernels once."""
     try:
         import triton
-    except ImportError as error:
+
+        version = triton.__version__
+        is_old = tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST
+    except Exception as error:  # noqa: BLE001 - what is found by that name may raise anything
         return None, (f"triton cannot be imported: {error}",)
-    version = triton.__version__
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+    if is_old:
         oldest = ".".join(map(str, OLDEST))
         return None, (f"triton {version} is too old (supported: {oldest} and later)",)
     try:
         from . import launches
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001
         return None, (f"triton {version} cannot be used: {error}",)
-    if launches.is_interpreted() != is_interpreted():
-        state = "set" if is_interpreted() else "unset"
-        return None, (f"{INTERPRET_VARIABLE} was {state} after triton was imported",)
     return launches, ()

@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ..base import UnsupportedError
+from ..native import WITHOUT_KERNELS
 from .device import words
 from .device.kernels import clip_kernel
 from .device.reduce import THREADS
@@ -143,14 +145,55 @@ def launch(
     is_cooperative: bool = False,
     **constants: int,
 ) -> None:
-    """Launch a kernel on the current stream of a device, which must be current."""
-    kernel[(programs,)](*arguments, **constants, **_options(device, is_cooperative))
+    """Launch a kernel on the current stream of a device, which must be current.
+
+    Raises:
+        LaunchError: Triton or the driver refused; the kernel has not run.
+    """
+    if is_interpreted():
+        kernel[(programs,)](*arguments, **constants)
+        return
+    options = _options(device, is_cooperative)
+    key = (kernel.fn.__name__, device, is_cooperative, *constants.items())
+    known = _refused.get(key)
+    if known is not None:
+        raise LaunchError(known)
+    try:
+        kernel[(programs,)](*arguments, **constants, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        text = f"Triton cannot launch {key[0]} on device {device}: {first_line_of(error)}"
+        if not is_passing(error):
+            _refused[key] = text
+        raise LaunchError(text) from error
+
+
+class LaunchError(UnsupportedError):
+    """Triton or the driver refused a launch: the kernel has not run."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__([reason], f"fastclip: {WITHOUT_KERNELS}: {reason}")
+
+
+# A compiler may take seconds to refuse a kernel: it is asked once.
+_refused: dict[tuple[object, ...], str] = {}
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether what failed may work at the next call: memory, files and captures change."""
+    if isinstance(error, (OSError, torch.OutOfMemoryError)):
+        return True
+    return any(text in str(error).lower() for text in ("out of memory", "captur"))
+
+
+def first_line_of(error: Exception) -> str:
+    """Return an error's type and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _options(device: torch.device, is_cooperative: bool = False) -> Mapping[str, int | bool]:
     """Return the options of a launch, the same for every list."""
-    if is_interpreted():
-        return {}
     warp_size = _properties(device.index).warp_size
     return compile_options(warp_size, torch.version.hip is None, is_cooperative)
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..clip_mode import AUTO, FUSED, clip_mode
-from .call import Call, is_capturing, is_interpreted, launch
+from .call import Call, LaunchError, is_capturing, is_interpreted, launch
 from .call import device_of as device_of
+from .call import first_line_of as first_line_of
+from .call import is_passing as is_passing
 from .device import words
 from .device.kernels import (
     clamp_kernel,
@@ -26,9 +28,6 @@ from .device.kernels import (
 from .device.reduce import ABS_MAX, ABS_SUM, POWER_SUM, SUM_SQ, SUM_SQ_WIDE
 from .device.table import WORDS, write_words_kernel
 from .packing import PackedList
-
-REFUSALS = ("cooperative", "not supported", "NotSupported", "Code: 720", "Code: 801")
-"""In the errors of a driver that refuses a cooperative launch: nothing has run."""
 
 
 @dataclass
@@ -77,8 +76,8 @@ def clip(
         inv_scale: 0-dim float32: gradients count and are written as multiples of it.
 
     Raises:
-        RuntimeError: Triton or the driver refused a launch, or the fused one where the mode asks
-            for it; nothing has been written.
+        UnsupportedError: Triton or the driver refused a launch; nothing has been written.
+        RuntimeError: it refused the fused one, which the mode asks for; nothing has been written.
     """
     with _on(packed):
         call = Call(packed)
@@ -104,9 +103,9 @@ def _launch_clip(call: Call, kind: int, finds_inf: int) -> None:
         try:
             call.launch(clip_kernel, programs, True, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
             return
-        except RuntimeError as error:
-            if mode == FUSED or not any(text in str(error) for text in REFUSALS):
-                raise
+        except LaunchError as error:
+            if mode == FUSED:
+                raise RuntimeError(f"fastclip: the clip mode is {FUSED}: {error}") from error
     call.launch(reduce_kernel, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
     call.launch(finish_and_scale_kernel, MIX=mix, KIND=kind)
 
@@ -120,7 +119,7 @@ def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
         is_float64: sum squares in float64 throughout, and return a float64 norm.
 
     Raises:
-        RuntimeError: Triton or the driver refused a launch.
+        UnsupportedError: Triton or the driver refused a launch.
     """
     with _on(packed):
         call = Call(packed)
@@ -141,7 +140,7 @@ def scale(packed: PackedList, total_norm: Tensor, max_norm: float | Tensor) -> N
         max_norm: a number, or a 0-dim tensor.
 
     Raises:
-        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
     """
     with _on(packed):
         call = Call(packed)
@@ -161,7 +160,7 @@ def scale_by(packed: PackedList, clip_coef: float | Tensor) -> None:
         clip_coef: a number, or float32 or float64 on the list's device: 0-dim, or of shape (size,).
 
     Raises:
-        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
     """
     with _on(packed):
         call = Call(packed)
@@ -174,7 +173,7 @@ def scale_into(packed: PackedList, targets: Sequence[Tensor], clip_coef: float |
     """Write the gradients times a coefficient, as for ``scale_by``, to tensors of their layout.
 
     Raises:
-        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
     """
     with _on(packed):
         call = Call(packed, targets)
@@ -191,7 +190,7 @@ def clamp(packed: PackedList, clip_value: float) -> None:
         clip_value: not negative, and not NaN.
 
     Raises:
-        RuntimeError: Triton or the driver refused the launch; nothing has been written.
+        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
     """
     with _on(packed):
         call = Call(packed)

@@ -57,8 +57,12 @@ class PackedList(Protocol):
             targets: addresses, one for each tensor, or none.
 
         Raises:
-            ValueError: ``words`` has another length, or lies elsewhere than in host memory.
+            ValueError: ``words`` has another length or dtype, gaps, or lies on a GPU.
         """
+        ...
+
+    def holds(self, address: int) -> bool:
+        """Tell whether an address lies in the memory of a tensor."""
         ...
 
     def bump_versions(self) -> None:
@@ -127,7 +131,8 @@ class TorchList:
         self._packed_counts = counts << CODE_BITS | codes
         self.mix = sum(1 << code for code in set(codes.tolist()))
         self.has_float64 = bool(self.mix & 1 << code_of[torch.float64])
-        self.bytes = int((counts * sizes).sum())
+        self._byte_counts = counts * sizes
+        self.bytes = int(self._byte_counts.sum())
         self.chunk_size = _chunk_size(int(counts.sum()))
         self._first_slots, slots = _slots(self._addresses, counts, sizes, self.chunk_size)
         self.groups = -(-slots // SLOTS)
@@ -136,9 +141,15 @@ class TorchList:
         """Write the words that kernels are given to a host tensor."""
         columns = [self._addresses, self._packed_counts, self._first_slots]
         made = torch.cat([_column(fields), *columns, _column(targets)])
-        if words.shape != made.shape or not words.is_cpu:
-            raise ValueError(f"TorchList: words must be {len(made)} in host memory")
+        is_plain = words.is_cpu and words.is_contiguous() and words.dtype == made.dtype
+        if words.shape != made.shape or not is_plain:
+            raise ValueError(f"TorchList: words must be {len(made)} of int64 in host memory")
         words.copy_(made)
+
+    def holds(self, address: int) -> bool:
+        """Tell whether an address lies in the memory of a tensor."""
+        ends = self._addresses + self._byte_counts
+        return bool(((self._addresses <= address) & (address < ends)).any())
 
     def bump_versions(self) -> None:
         """Tell autograd that every tensor was written."""
