@@ -11,6 +11,9 @@ import amdgcn
 APPROXIMATIONS = ("abs.ftz.f32", "rcp.approx.ftz.f64")
 ARRIVAL = "atom.global.gpu.acq_rel.add.u32"
 POLL = re.compile(r"ld\.global\.gpu\.acquire\.b32|atom\.global\.gpu\.(acquire|acq_rel)\.add\.u32")
+# What triton 3.6 polls with; later ones add 0.
+COHERENT_LOAD = "coherent load"
+COHERENT = re.compile(r"global_load_dword .*\b(glc|sc1)\b")
 ORDERED = re.compile(r"bar\.sync|(ld|st|atom|red)\.global|bra\b")
 
 
@@ -47,12 +50,19 @@ def arithmetic_faults(ptx: str, has_powers: bool) -> list[str]:
 
 def _negated(lines: Sequence[str]) -> set[str]:
     """Return the registers that hold a negated float32, or a pair of them as sm_100 computes."""
+    zeros = {m[1] for line in lines if (m := re.match(r"mov\.b32\s+(%\w+), 0f[08]0000000;", line))}
+    zeros |= _pairs_of(zeros, lines)
     negated = {m[1] for line in lines if (m := re.match(r"neg\.f32\s+(%\w+),", line))}
-    for line in lines:
-        pair = re.match(r"mov\.b64\s+(%\w+), \{(%\w+), (%\w+)\}", line)
-        if pair is not None and {pair[2], pair[3]} <= negated:
-            negated.add(pair[1])
-    return negated
+    negated |= _pairs_of(negated, lines)
+    # As triton 3.6 writes it.
+    differences = (re.match(r"sub\.rn\.f32(?:x2)?\s+(%\w+), (%\w+),", line) for line in lines)
+    return negated | {m[1] for m in differences if m is not None and m[2] in zeros}
+
+
+def _pairs_of(registers: set[str], lines: Sequence[str]) -> set[str]:
+    """Return the registers that hold two of these."""
+    pairs = (re.match(r"mov\.b64\s+(%\w+), \{(%\w+), (%\w+)\}", line) for line in lines)
+    return {pair[1] for pair in pairs if pair is not None and {pair[2], pair[3]} <= registers}
 
 
 def barrier_faults(ptx: str) -> list[str]:
@@ -83,7 +93,7 @@ def amd_barrier_faults(text: str, needs_write_back: bool) -> list[str]:
     code = amdgcn.instructions(text)[0]
     pattern = re.compile(r"s_barrier|buffer_(wbl2|inv|wbinvl1_vol)|global_atomic_\w+")
     ordered = [
-        i.name
+        COHERENT_LOAD if COHERENT.search(f"{i.name} {i.operands}") else i.name
         for i in code
         if pattern.fullmatch(i.name)
         or amdgcn.ACCESS.match(i.name)
@@ -96,8 +106,8 @@ def amd_barrier_faults(text: str, needs_write_back: bool) -> list[str]:
     at = ordered.index("global_atomic_add")
     if ordered[max(0, at - len(before)) : at] != before:
         faults.append("arrival without " + ", ".join(before))
-    atomics = [k for k, name in enumerate(ordered) if name.startswith("global_atomic")]
-    polls = [k for k in atomics if k > at]
+    reads = ("global_atomic", COHERENT_LOAD)
+    polls = [k for k, name in enumerate(ordered) if name.startswith(reads) and k > at]
     if not polls:
         faults.append("no poll")
     faults += [

@@ -189,6 +189,11 @@ def test_faults_in_machine_code_are_seen() -> None:
     assert kernel.programs() == 1
     poll = "global_atomic_or without a wait and an invalidation"
     assert amd_barrier_faults(kernel.text, False) == [poll]
+    loaded = kernel.text.replace(
+        "global_atomic_or v3, v3, v4, s[2:3] sc0", "global_load_dword v3, v4, s[2:3] glc"
+    )
+    assert amd_barrier_faults(loaded, False) == [poll.replace("global_atomic_or", "coherent load")]
+    assert amd_barrier_faults(loaded.replace("glc", "nt"), False) == ["no poll"]
     arrival = "arrival without s_barrier, buffer_wbl2, s_waitcnt"
     assert amd_barrier_faults(kernel.text, True) == [arrival, poll]
 
@@ -206,6 +211,13 @@ def test_faults_in_machine_code_are_seen() -> None:
 def test_faults_in_arithmetic_are_seen(line: str, instead: str) -> None:
     assert arithmetic_faults(PTX, False) == []
     assert arithmetic_faults(PTX.replace(line, instead), False) != []
+
+
+@pytest.mark.parametrize(("zero", "is_fault"), [("0f00000000", False), ("0f3F800000", True)])
+def test_a_difference_from_zero_is_a_negation(zero: str, is_fault: bool) -> None:
+    difference = f"mov.b32 	%r7, {zero};\n	sub.rn.f32 	%r9, %r7, %r8;"
+    found = arithmetic_faults(PTX.replace("neg.f32 	%r9, %r8;", difference), False)
+    assert bool(found) == is_fault
 
 
 @pytest.mark.parametrize("removed", range(3))

@@ -73,6 +73,8 @@ def test_foreach_launches_when_tensors_or_blocks_are_full(counts: list[int], lau
 def test_the_limits_are_those_of_torchs_header() -> None:
     text = HEADER.read_text(encoding="utf-8")
     newer = text.partition("CUDART_VERSION >= 13000")[2].partition("#else")[0]
+    if not newer:
+        pytest.skip("torch has the limits of CUDA 13 from 2.11 on")
     assert f"kChunkSize = {stock_launches.CHUNK_SIZE};" in text
     assert f"depth_to_max_tensors[5] = {{{stock_launches.MAX_TENSORS}," in newer
     assert f"depth_to_max_blocks[5] = {{{stock_launches.MAX_BLOCKS}," in newer
