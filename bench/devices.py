@@ -1,6 +1,7 @@
 """Where clips are timed: a GPU, or the CPU that stands in for one to try the rest of the program.
 
-``python bench/devices.py`` ends with status 1 and one sentence where there is no GPU.
+``python bench/devices.py`` ends with status 1 and one sentence where there is no GPU; with
+``--build`` it prints the FASTCLIP_BUILD that its torch is to be measured with.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from statistics import median
 
@@ -198,13 +199,21 @@ def why_no_gpu() -> str | None:
     return f"a GPU is needed: torch {version} sees none on this machine"
 
 
+def build_for_torch() -> str:
+    """Return the FASTCLIP_BUILD for this torch: "cuda", which does not leave CUDA kernels out."""
+    return "auto" if torch.version.cuda is None else "cuda"
+
+
 def open_device(device_type: str) -> Device:
     """Return the device of this type: "cuda" or "cpu"."""
     return CudaDevice() if device_type == "cuda" else CpuDevice()
 
 
-def main() -> int:
-    """Return 1, having said why, where there is no GPU."""
+def main(arguments: Sequence[str]) -> int:
+    """Return 1, having said why, where there is no GPU; print what to build if asked for it."""
+    if "--build" in arguments:
+        print(build_for_torch())
+        return 0
     reason = why_no_gpu()
     if reason is not None:
         print(f"make gpu: {reason}", file=sys.stderr)
@@ -212,4 +221,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,9 @@
                         [--out FOLDER] [--junit FILE] [--sanitizer FILE]
 
 Each result is checked against float64 before it is timed; a wrong one ends the run, and nothing is
-reported. On the CPU the program goes the same ways, and its report says that it is of no GPU.
+reported. A run that shows nothing of fastclip on the GPU, or in which a check failed, says so at
+the beginning of the report and ends with status 1. On the CPU the program goes the same ways, and
+its report says that it is of no GPU.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from xml.etree import ElementTree
 
 import entrants
 import torch
 from devices import Device, open_device, why_no_gpu
 from fused_or_split import choose
 from gpu_chart import draw
-from gpu_report import GpuReport, markdown
+from gpu_checks import check_sanitizer, check_tests, missing_backends, nothing_timed
+from gpu_report import GpuReport, failure_lines, markdown
 from gpu_rows import Bench, GpuRow, copy_speed, measure_host, measure_row
 from gradients import DTYPES, Gradients, WrongResultError
 from machine import Company, describe
@@ -49,7 +51,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few repetitions, small cases")
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), metavar="FOLDER")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="pytest's report of the tests")
-    parser.add_argument("--sanitizer", type=Path, metavar="FILE", help="one line about its run")
+    parser.add_argument(
+        "--sanitizer", type=Path, metavar="FILE", help="what bench/sanitize.py wrote"
+    )
     options = parser.parse_args(arguments)
     if options.cases is None:
         options.cases = list(QUICK_CASES if options.quick else CASES)
@@ -77,29 +81,6 @@ def _progress(row: GpuRow) -> None:
     print(told, file=sys.stderr, flush=True)
 
 
-def tests_told(file: Path | None) -> str:
-    """Say of pytest's report how many tests passed, failed and were skipped, and why."""
-    if file is None:
-        return "not run by this command"
-    cases = list(ElementTree.parse(file).getroot().iter("testcase"))
-    failed = sum(
-        case.find("failure") is not None or case.find("error") is not None for case in cases
-    )
-    skips = [skip for case in cases if (skip := case.find("skipped")) is not None]
-    told = f"{len(cases) - failed - len(skips)} passed, {failed} failed, {len(skips)} SKIPPED"
-    reasons = dict.fromkeys(str(skip.get("message")) for skip in skips)
-    return f"{told} ({'; '.join(reasons)})" if reasons else told
-
-
-def sanitizer_told(file: Path | None, native_absent: str | None) -> str:
-    """Return the line that the sanitizer's run left, unless every test in it was skipped."""
-    if file is None:
-        return "not run by this command"
-    if native_absent is not None:
-        return f"SKIPPED, as the native backend cannot run here: {native_absent}"
-    return file.read_text(encoding="utf-8").strip()
-
-
 def versions(facts: dict[str, str]) -> dict[str, str]:
     """Return the versions of everything that a time may depend on."""
     info = fastclip.build_info()
@@ -121,41 +102,49 @@ def run(options: argparse.Namespace, device: Device) -> GpuReport:
     """Measure what the options ask for."""
     company, facts = Company(), device.facts()
     field = entrants.find(device.type)
+    absent = {backend: field.absent.get(f"fastclip {backend}") for backend in entrants.BACKENDS}
+    checks = {
+        "tests marked gpu": check_tests(options.junit),
+        "compute-sanitizer": check_sanitizer(options.sanitizer, absent),
+    }
     effort = QUICK_EFFORT if options.quick else EFFORT
     speed = copy_speed(device, COPIED_BYTES[device.type], effort)
     bench = Bench(device, field.entrants, effort, speed)
     rows = measure_rows(options, bench)
-    absent = {
-        backend: field.absent.get(f"fastclip {backend}")
-        or field.absent.get(entrants.form_name(backend, "fused"))
-        for backend in entrants.BACKENDS
-    }
+    ours = {entrant.name for entrant in field.entrants if entrant.is_ours}
+    failures = missing_backends(absent, device.is_gpu, torch.version.cuda is not None)
+    failures += nothing_timed([name for row in rows for name in row["entries"] if name in ours])
+    failures += [failure for check in checks.values() for failure in check.failures]
     return GpuReport(
+        failures=failures,
         is_gpu=device.is_gpu,
         device_name=device.name,
         host_times=measure_host(bench),
         machine=describe(company),
         facts=facts,
         versions=versions(facts),
-        checks={
-            "tests marked gpu": tests_told(options.junit),
-            "compute-sanitizer": sanitizer_told(
-                options.sanitizer, field.absent.get("fastclip native")
-            ),
-        },
+        checks={what: check.told for what, check in checks.items()},
         settings={
             "repetitions": f"{effort.min_repetitions} to {effort.max_repetitions}",
             "seconds for each of three kinds of time": f"{effort.seconds:g}",
         },
         copy_gb_per_s=speed / 1e9,
         absent=field.absent,
-        choices=[choose(rows, name, device.is_gpu, told) for name, told in absent.items()],
+        choices=[
+            choose(
+                rows,
+                backend,
+                device.is_gpu,
+                reason or field.absent.get(entrants.form_name(backend, "fused")),
+            )
+            for backend, reason in absent.items()
+        ],
         rows=rows,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and write report.md, report.png and report.json; 1 without a GPU or a right result."""
+    """Run and write report.md, report.png and report.json; 1 without a GPU or if the run failed."""
     options = parse(arguments)
     reason = why_no_gpu() if options.device == "cuda" else None
     if reason is not None:
@@ -172,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(report, options.out / "report.png")
     print("\n".join(f"{choice['backend']}: {choice['told']}" for choice in report["choices"]))
     print(f"wrote {options.out}/report.md, report.png and report.json")
-    return 0
+    for line in failure_lines(report):
+        print(line, file=sys.stderr)
+    return int(bool(report["failures"]))
 
 
 if __name__ == "__main__":

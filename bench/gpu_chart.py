@@ -41,7 +41,10 @@ def draw(report: GpuReport, file: Path) -> None:
     panels[0].set_yticks([-i for i in range(len(labels))], labels, fontsize=8)
     handles, found = panels[0].get_legend_handles_labels()
     figure.legend(handles, found, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    figure.suptitle(f"{title(report)}\n{report['device_name']}\n{provenance(report)}", fontsize=9)
+    failed = "FAILED, see report.md: " if report["failures"] else ""
+    figure.suptitle(
+        f"{failed}{title(report)}\n{report['device_name']}\n{provenance(report)}", fontsize=9
+    )
     figure.savefig(file, dpi=130)
 
 

@@ -26,8 +26,9 @@ NO_TIME = "-"
 
 
 class GpuReport(TypedDict):
-    """Everything that a run found out."""
+    """Everything that a run found out; without failures it is a run to quote."""
 
+    failures: list[str]
     is_gpu: bool
     device_name: str
     machine: Machine
@@ -56,9 +57,15 @@ def provenance(report: GpuReport) -> str:
     return f"{versions}, {machine['date']}, commit {machine['commit'] or 'unknown'}"
 
 
+def failure_lines(report: GpuReport) -> list[str]:
+    """Return a line for each reason why the run failed."""
+    return [f"FAILED: {reason}" for reason in report["failures"]]
+
+
 def markdown(report: GpuReport) -> str:
     """Return the whole report."""
     parts = [
+        *failure_lines(report),
         f"# {title(report)}",
         f"{report['device_name']}; {provenance(report)}.",
         _facts(report),

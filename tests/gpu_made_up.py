@@ -57,7 +57,10 @@ def forms(fused_ms: float, split_ms: float, clipped: bool = False) -> GpuRow:
 
 
 def report(
-    rows: Sequence[GpuRow], device_name: str = "NVIDIA H100 80GB HBM3", is_gpu: bool = True
+    rows: Sequence[GpuRow],
+    device_name: str = "NVIDIA H100 80GB HBM3",
+    is_gpu: bool = True,
+    failures: Sequence[str] = (),
 ) -> GpuReport:
     absent = {"fastclip triton": "no such backend", "apex": "ModuleNotFoundError: no apex"}
     choices: list[Choice] = [
@@ -65,6 +68,7 @@ def report(
         choose(rows, "triton", is_gpu, absent["fastclip triton"]),
     ]
     return GpuReport(
+        failures=list(failures),
         is_gpu=is_gpu,
         device_name=device_name,
         machine=describe(Company()),

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from pathlib import Path
 
 import gpu_made_up
 import pytest
@@ -11,7 +10,6 @@ from source_tree import ROOT
 
 sys.path.append(str(ROOT / "bench"))
 
-import gpu
 import gpu_report
 import roofline
 from fused_or_split import choose
@@ -82,17 +80,8 @@ def test_measured_stands_beside_predicted(
     assert cells[4:] == ["6", f"{predicted:.3g}", f"{6 / predicted:.2f}"]
 
 
-JUNIT = """<testsuites><testsuite>
-<testcase name="a" /><testcase name="b"><skipped message="needs two GPUs" /></testcase>
-<testcase name="c"><skipped message="needs two GPUs" /></testcase>
-<testcase name="d"><failure /></testcase>
-</testsuite></testsuites>"""
-
-
-def test_skipped_checks_are_told_as_skipped(tmp_path: Path) -> None:
-    junit, sanitizer = tmp_path / "junit.xml", tmp_path / "sanitized.txt"
-    junit.write_text(JUNIT)
-    assert gpu.tests_told(junit) == "1 passed, 1 failed, 2 SKIPPED (needs two GPUs)"
-    sanitizer.write_text("nothing reported\n")
-    assert gpu.sanitizer_told(sanitizer, None) == "nothing reported"
-    assert gpu.sanitizer_told(sanitizer, "no driver").startswith("SKIPPED, as the native backend")
+def test_a_failed_run_says_so_before_all_else() -> None:
+    rows = [forms(0.004, 0.006)]
+    text = gpu_report.markdown(report(rows, failures=["no kernels", "1 test failed"]))
+    assert text.startswith("FAILED: no kernels\n\nFAILED: 1 test failed\n\n# fastclip on")
+    assert "FAILED" not in gpu_report.markdown(report(rows))
