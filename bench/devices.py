@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -33,12 +34,23 @@ class NotCapturedError(Exception):
     """A call cannot be captured in a CUDA graph; the message says why."""
 
 
+class NotTriedError(NotCapturedError):
+    """A call was not even tried, since an earlier capture failed."""
+
+
 class Device(ABC):
-    """What the measurements need of the machine."""
+    """What the measurements need of the machine.
+
+    Attributes:
+        host_was_ahead: whether the host had launched all of the call that was timed last before
+            the device began with it.
+    """
 
     is_gpu: bool
     type: str
     name: str
+    host_was_ahead: bool = True
+    _failed_capture: str | None = None
 
     @abstractmethod
     def clock(self, call: Callable[[], object]) -> tuple[object, float]:
@@ -52,13 +64,29 @@ class Device(ABC):
     def synchronize(self) -> None:
         """Wait until the device has done all it was given."""
 
-    @abstractmethod
     def capture(self, call: Clip) -> Clip:
         """Return a replay of a call, which returns the tensor that each replay writes.
 
         Raises:
             NotCapturedError: the call cannot be captured.
+            NotTriedError: an earlier call could not. Torch's allocator may still believe that its
+                capture is under way: this process makes no other.
         """
+        if self._failed_capture is not None:
+            raise NotTriedError(f"not tried, as an earlier capture failed: {self._failed_capture}")
+        try:
+            return self._capture(call)
+        except NotCapturedError as error:
+            self._failed_capture = str(error)
+            raise
+
+    @abstractmethod
+    def _capture(self, call: Clip) -> Clip:
+        """Capture a call, or raise NotCapturedError."""
+
+    @abstractmethod
+    def free_memory(self) -> None:
+        """Give back the memory that nobody uses any more."""
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
@@ -87,9 +115,11 @@ class CpuDevice(Device):
     def synchronize(self) -> None:
         """Return at once: the CPU has done what it was told."""
 
-    def capture(self, call: Clip) -> Clip:
-        """Return the call."""
+    def _capture(self, call: Clip) -> Clip:
         return call
+
+    def free_memory(self) -> None:
+        """Do nothing: the CPU's memory is given back already."""
 
     def facts(self) -> dict[str, str]:
         """Say that this is no GPU."""
@@ -134,7 +164,7 @@ class CudaDevice(Device):
         """Wait for the current GPU."""
         torch.cuda.synchronize()
 
-    def capture(self, call: Clip) -> Clip:
+    def _capture(self, call: Clip) -> Clip:
         """Capture a call in a CUDA graph, after calls of it on a stream of their own."""
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
@@ -147,7 +177,7 @@ class CudaDevice(Device):
             # A capture that fails leaves its own stream the current one.
             with torch.cuda.stream(here), torch.cuda.graph(graph):
                 total_norm = call()
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001 - Triton's errors are no RuntimeErrors
             raise NotCapturedError(str(error).partition("\n")[0]) from None
 
         def replay() -> Tensor:
@@ -155,6 +185,11 @@ class CudaDevice(Device):
             return total_norm
 
         return replay
+
+    def free_memory(self) -> None:
+        """Empty torch's cache of memory."""
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def facts(self) -> dict[str, str]:
         """Describe the GPU: what torch knows and, where nvidia-smi runs, the driver and clocks."""

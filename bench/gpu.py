@@ -3,29 +3,34 @@
     python bench/gpu.py [--device cuda|cpu] [--cases NAME ...] [--dtypes NAME ...] [--quick]
                         [--out FOLDER] [--junit FILE] [--sanitizer FILE]
 
-Each result is checked against float64 before it is timed; a wrong one ends the run, and nothing is
-reported. A run that shows nothing of fastclip on the GPU, or in which a check failed, says so at
-the beginning of the report and ends with status 1. On the CPU the program goes the same ways, and
-its report says that it is of no GPU.
+Each result is checked against float64 before it is timed; who gives a wrong one or raises is left
+out of that row. A run that shows nothing of fastclip on the GPU, in which a check failed or which
+left a form of fastclip out says so at the beginning of the report and ends with status 1. Until the
+report is written, FOLDER/partial.jsonl holds the rows so far. On the CPU the program goes the same
+ways, and its report says that it is of no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
 import entrants
 import torch
 from devices import Device, open_device, why_no_gpu
 from fused_or_split import choose
+from gpu_calls import Bench, reason_of
 from gpu_chart import draw
 from gpu_checks import check_sanitizer, check_tests, missing_backends, nothing_timed
 from gpu_report import GpuReport, failure_lines, markdown
-from gpu_rows import Bench, GpuRow, copy_speed, measure_host, measure_row
+from gpu_rows import GpuRow, HostTime, copy_speed, measure_host, measure_row
 from gradients import DTYPES, Gradients, WrongResultError
 from machine import Company, describe
 from shapes import CASES
@@ -34,6 +39,9 @@ from timing import QUICK_EFFORT, Effort
 import fastclip
 
 EFFORT = Effort(min_repetitions=7, max_repetitions=100, seconds=1.0)
+PARTIAL = "partial.jsonl"
+"""The rows so far, one a line: all that is left of a run that does not come to its report."""
+
 QUICK_CASES = ("resnet-50", "2000x4096", "1000x64")
 
 COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 24}
@@ -57,21 +65,62 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.cases is None:
         options.cases = list(QUICK_CASES if options.quick else CASES)
+    # Named twice is measured once.
+    options.cases, options.dtypes = (
+        list(dict.fromkeys(names)) for names in (options.cases, options.dtypes)
+    )
     return options
 
 
-def measure_rows(options: argparse.Namespace, bench: Bench) -> list[GpuRow]:
-    """Measure every case in every dtype, clipped and not, and say each as it comes."""
+@dataclass
+class Found:
+    """What was measured, and what was not.
+
+    Attributes:
+        skipped: cases in one dtype for which there was too little memory.
+        failures: why the run ended early, if it did.
+    """
+
+    rows: list[GpuRow] = field(default_factory=list)
+    host_times: list[HostTime] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def measure(options: argparse.Namespace, bench: Bench) -> Found:
+    """Measure every case in every dtype, clipped and not, and the host; keep each row as it comes.
+
+    Too little memory costs a case alone. Where stock's call or the device fails, the run ends, and
+    what was found until then is kept.
+    """
+    found = Found()
 
     # A function of its own, so that one case's gradients are gone before the next one's are made.
-    def both(name: str, dtype: str) -> Iterator[GpuRow]:
+    def measure_case(name: str, dtype: str) -> None:
         gradients = Gradients(CASES[name], dtype, bench.device.type)
         for clipped in (False, True):
             row = measure_row(bench, gradients, clipped)
+            found.rows.append(row)
             _progress(row)
-            yield row
+            with (options.out / PARTIAL).open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(row)}\n")
 
-    return [row for name in options.cases for dtype in options.dtypes for row in both(name, dtype)]
+    where = "the host's times"
+    try:
+        for name, dtype in product(options.cases, options.dtypes):
+            where = f"{name} {dtype}"
+            try:
+                measure_case(name, dtype)
+            except torch.OutOfMemoryError as error:
+                found.skipped[where] = reason_of(error)
+            if where in found.skipped:
+                # Not before the error, which holds on to the gradients, is gone.
+                bench.device.free_memory()
+        where = "the host's times"
+        found.host_times += measure_host(bench)
+    except (RuntimeError, WrongResultError) as error:
+        found.failures.append(f"the run ended at {where}: {reason_of(error)}")
+    return found
 
 
 def _progress(row: GpuRow) -> None:
@@ -101,25 +150,30 @@ def versions(facts: dict[str, str]) -> dict[str, str]:
 def run(options: argparse.Namespace, device: Device) -> GpuReport:
     """Measure what the options ask for."""
     company, facts = Company(), device.facts()
-    field = entrants.find(device.type)
-    absent = {backend: field.absent.get(f"fastclip {backend}") for backend in entrants.BACKENDS}
+    taking_part = entrants.find(device.type)
+    absent = {
+        backend: taking_part.absent.get(f"fastclip {backend}") for backend in entrants.BACKENDS
+    }
     checks = {
         "tests marked gpu": check_tests(options.junit),
         "compute-sanitizer": check_sanitizer(options.sanitizer, absent),
     }
     effort = QUICK_EFFORT if options.quick else EFFORT
     speed = copy_speed(device, COPIED_BYTES[device.type], effort)
-    bench = Bench(device, field.entrants, effort, speed)
-    rows = measure_rows(options, bench)
-    ours = {entrant.name for entrant in field.entrants if entrant.is_ours}
+    bench = Bench(device, taking_part.entrants, effort, speed)
+    found = measure(options, bench)
+    rows = found.rows
+    ours = {entrant.name for entrant in taking_part.entrants if entrant.is_ours}
     failures = missing_backends(absent, device.is_gpu, torch.version.cuda is not None)
     failures += nothing_timed([name for row in rows for name in row["entries"] if name in ours])
+    failures += found.failures
+    failures += [told for part in (*rows, *found.host_times) for told in part["failures"]]
     failures += [failure for check in checks.values() for failure in check.failures]
     return GpuReport(
         failures=failures,
         is_gpu=device.is_gpu,
         device_name=device.name,
-        host_times=measure_host(bench),
+        host_times=found.host_times,
         machine=describe(company),
         facts=facts,
         versions=versions(facts),
@@ -129,18 +183,38 @@ def run(options: argparse.Namespace, device: Device) -> GpuReport:
             "seconds for each of three kinds of time": f"{effort.seconds:g}",
         },
         copy_gb_per_s=speed / 1e9,
-        absent=field.absent,
+        absent=taking_part.absent,
+        skipped=found.skipped,
         choices=[
             choose(
                 rows,
                 backend,
                 device.is_gpu,
-                reason or field.absent.get(entrants.form_name(backend, "fused")),
+                reason or taking_part.absent.get(entrants.form_name(backend, "fused")),
             )
             for backend, reason in absent.items()
         ],
         rows=rows,
     )
+
+
+def why_not_ready(options: argparse.Namespace) -> str | None:
+    """Say what would fail after hours of measuring; None if nothing, with old files out of the way.
+
+    Matplotlib draws report.png, and the folder is written to from the first row on.
+    """
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        return f"matplotlib is needed to draw report.png: {error}"
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name in ("report.json", "report.md", "report.png"):
+            (options.out / name).unlink(missing_ok=True)
+        (options.out / PARTIAL).write_text("", encoding="utf-8")
+    except OSError as error:
+        return f"--out must be a folder to write to: {error}"
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,15 +224,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason is not None:
         print(f"bench/gpu.py: {reason}", file=sys.stderr)
         return 1
-    try:
-        report = run(options, open_device(options.device))
-    except WrongResultError as error:
-        print(f"wrong result, nothing is reported: {error}", file=sys.stderr)
+    reason = why_not_ready(options)
+    if reason is not None:
+        print(f"bench/gpu.py: nothing was measured: {reason}", file=sys.stderr)
         return 1
-    options.out.mkdir(parents=True, exist_ok=True)
+    report = run(options, open_device(options.device))
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (options.out / "report.md").write_text(markdown(report), encoding="utf-8")
     draw(report, options.out / "report.png")
+    (options.out / PARTIAL).unlink(missing_ok=True)
     print("\n".join(f"{choice['backend']}: {choice['told']}" for choice in report["choices"]))
     print(f"wrote {options.out}/report.md, report.png and report.json")
     for line in failure_lines(report):

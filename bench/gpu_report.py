@@ -38,6 +38,7 @@ class GpuReport(TypedDict):
     settings: dict[str, str]
     copy_gb_per_s: float
     absent: dict[str, str]
+    skipped: dict[str, str]
     choices: list[Choice]
     rows: list[GpuRow]
     host_times: list[HostTime]
@@ -97,7 +98,8 @@ HOW = """\
 - device: between two events around one call. Before it the gradients are restored where the call
   clips, and a buffer larger than L2 is written until the host has surely launched the whole call
   ahead, so that the GPU waits for nothing but what the call itself makes it wait for.
-- replay: the same for a CUDA graph of the call. host: the processor's clock around the call on an
+- replay: the same for a CUDA graph of the call, after all other times of its row. A capture that
+  fails is the run's last. host: the processor's clock around the call on an
   idle device; nobody synchronises.
 - All take turns, in another order each round, and the first round is not counted. Numbers are
   medians; ratios are medians of the ratio within a round.
@@ -131,6 +133,7 @@ def _absent(report: GpuReport) -> list[str]:
         for row in report["rows"]
         for name, reason in row["not_timed"].items()
     ]
+    told += [f"- nobody at {where}: {reason}" for where, reason in report["skipped"].items()]
     return told
 
 
@@ -236,8 +239,26 @@ def _case(report: GpuReport, case: str) -> str:
         for name, entry in row["entries"].items()
         if entry["not_replayed"] is not None
     )
+    late = [
+        f"- {name} {row['dtype']}, {_clipped(row)}: {told}"
+        for row in rows
+        for name, entry in row["entries"].items()
+        for told in _not_ahead(entry)
+    ]
     head = f"{CASES[case].note}: {rows[0]['n_tensors']:,} tensors."
-    return "\n\n".join([head, _table(report, _ENTRY_HEADER, lines), *reasons])
+    return "\n\n".join([head, _table(report, _ENTRY_HEADER, lines), *reasons, *late])
+
+
+def _not_ahead(entry: Entry) -> list[str]:
+    times = [("device", entry["device"], entry["rounds_not_ahead"])]
+    if entry["replay"] is not None:
+        times.append(("replay", entry["replay"], entry["replay_rounds_not_ahead"]))
+    return [
+        f"host not ahead in {late} of {len(time['rounds'])} rounds:"
+        f" the {kind} times include the host's"
+        for kind, time, late in times
+        if late
+    ]
 
 
 def _cells(entry: Entry) -> list[str]:

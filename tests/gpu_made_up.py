@@ -11,6 +11,7 @@ from torch import Tensor
 
 sys.path.append(str(ROOT / "bench"))
 
+import entrants
 from fused_or_split import Choice, choose
 from gpu_report import GpuReport
 from gpu_rows import Entry, GpuRow, HostTime
@@ -30,6 +31,8 @@ def entry(device_ms: float, stock_ms: float = 0.04) -> Entry:
         host=milliseconds(0.1),
         replay=None,
         not_replayed="made up",
+        rounds_not_ahead=0,
+        replay_rounds_not_ahead=0,
         error=1e-8,
         bytes_read=N_BYTES,
         bytes_written=0,
@@ -48,6 +51,7 @@ def row(device_ms: Mapping[str, float], clipped: bool = False) -> GpuRow:
         gradient_bytes=N_BYTES,
         entries={"stock": entry(0.04), **{name: entry(ms) for name, ms in device_ms.items()}},
         not_timed={},
+        failures=[],
     )
 
 
@@ -78,10 +82,18 @@ def report(
         settings={"repetitions": "7 to 100"},
         copy_gb_per_s=3000.0,
         absent=absent,
+        skipped={},
         choices=choices,
         rows=list(rows),
-        host_times=[HostTime(n_tensors=10, microseconds={"stock": 70.0, "native auto": 6.0})],
+        host_times=[
+            HostTime(n_tensors=10, microseconds={"stock": 70.0, "native auto": 6.0}, failures=[])
+        ],
     )
+
+
+def ours(name: str = "ours", form: str = "auto") -> entrants.Entrant:
+    """Return an entrant of fastclip's that runs everywhere."""
+    return entrants.Entrant(name, lambda g, m: entrants.list_call(g, m, "reference"), True, form)
 
 
 def clip_mode() -> tuple[ModuleType, list[str]]:

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import gpu_made_up
 import pytest
 import torch
-from gpu_made_up import install, report
+from gpu_made_up import install, ours
 from source_tree import ROOT
 from torch import Tensor
 
@@ -22,11 +21,9 @@ import clip_form
 import devices
 import entrants
 import gpu
-import gpu_report
 import gpu_rows
-from gradients import Gradients, WrongResultError
+from gradients import Gradients
 from shapes import Case
-from timing import Effort
 
 FIVE = Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")
 QUICK = ["--device", "cpu", "--quick", "--cases", "1000x64"]
@@ -136,23 +133,98 @@ def test_the_command_writes_a_report_without_the_others(tmp_path: Path) -> None:
     assert "FAILED" not in text
 
 
-def test_a_wrong_result_ends_the_run_and_writes_nothing(
+def wrong(parameters: list[Tensor], max_norm: float, *, backend: str) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm * (1 + 4 * 2.0**-23)
+
+
+def test_a_wrong_result_fails_the_run_and_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = fastclip.clip_grad_norm_
-
-    def wrong(parameters: list[Tensor], max_norm: float, *, backend: str) -> Tensor:
-        return right(parameters, max_norm, backend=backend) * (1 + 4 * 2.0**-23)
-
     monkeypatch.setattr(fastclip, "clip_grad_norm_", wrong)
-    ours = entrants.Entrant("ours", lambda g, m: entrants.list_call(g, m, "reference"), True)
-    monkeypatch.setattr(entrants, "find", lambda _: entrants.Field([ours], {}))
-    monkeypatch.setattr(gpu_rows._Row, "time", lambda *_: pytest.fail("timed before the check"))
-    out = tmp_path / "out"
-    assert gpu.main([*QUICK, "--dtypes", "float32", "--out", str(out)]) == 1
-    told = capsys.readouterr()
-    assert "wrong result, nothing is reported: ours: total_norm must be" in told.err
-    assert told.out == "" and not out.exists()
+    stock = entrants.find("cpu").entrants[0]
+    field = entrants.Field([stock, ours()], {})
+    monkeypatch.setattr(entrants, "find", lambda _: field)
+    assert gpu.main([*QUICK, "--dtypes", "float32", "--out", str(tmp_path)]) == 1
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [list(row["entries"]) for row in found["rows"]] == [["stock"]] * 2
+    assert all(list(host["microseconds"]) == ["stock"] for host in found["host_times"])
+    told = "FAILED: ours at 1000x64 float32, not clipped: ours: total_norm must be"
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "report.md").read_text(encoding="utf-8").partition("# NOT")[0]
+
+
+def one_case_without_memory(case: Case, dtype: str, device: str) -> Gradients:
+    if dtype == "bfloat16":
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+    return Gradients(case, dtype, device)
+
+
+def test_too_little_memory_costs_one_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, modes: list[str]
+) -> None:
+    freed: list[int] = []
+    monkeypatch.setattr(devices.CpuDevice, "free_memory", lambda _: freed.append(1))
+    monkeypatch.setattr(gpu, "Gradients", one_case_without_memory)
+    field = entrants.Field([entrants.find("cpu").entrants[0], ours()], {})
+    monkeypatch.setattr(entrants, "find", lambda _: field)
+    dtypes = ["float32", "bfloat16", "float16", "float16"]
+    assert gpu.main([*QUICK, "--dtypes", *dtypes, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    # And a dtype that is named twice is measured once.
+    assert [row["dtype"] for row in found["rows"]] == ["float32"] * 2 + ["float16"] * 2
+    reason = "OutOfMemoryError: tried to allocate 2 GiB"
+    assert found["skipped"] == {"1000x64 bfloat16": reason} and freed == [1]
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"- nobody at 1000x64 bfloat16: {reason}" in text
+    assert not (tmp_path / gpu.PARTIAL).exists()
+
+
+def test_a_device_that_fails_ends_the_run_with_the_rows_so_far(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = gpu.measure_row
+
+    def once(bench: gpu.Bench, gradients: Gradients, clipped: bool) -> gpu_rows.GpuRow:
+        if clipped:
+            raise RuntimeError("an illegal memory access\nwas encountered")
+        return measured(bench, gradients, clipped)
+
+    monkeypatch.setattr(gpu, "measure_row", once)
+    monkeypatch.setattr(gpu, "measure_host", lambda _: pytest.fail("the device is broken"))
+    assert gpu.main([*QUICK, "--out", str(tmp_path)]) == 1
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [(row["dtype"], row["clipped"]) for row in found["rows"]] == [("float32", False)]
+    told = "the run ended at 1000x64 float32: RuntimeError: an illegal memory access"
+    assert found["failures"][-1] == told
+
+
+def test_a_crash_leaves_the_rows_so_far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def crash(_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("report.md", "report.json", "report.png"):
+        (tmp_path / name).write_text("of an older run")
+    monkeypatch.setattr(gpu, "measure_host", crash)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main([*QUICK, "--dtypes", "float32", "--out", str(tmp_path)])
+    assert [file.name for file in tmp_path.iterdir()] == [gpu.PARTIAL]
+    lines = (tmp_path / gpu.PARTIAL).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["clipped"] for line in lines] == [False, True]
+
+
+def test_what_the_report_needs_is_asked_for_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "run", lambda *_: pytest.fail("measured"))
+    file = tmp_path / "file"
+    file.write_text("")
+    assert gpu.main([*QUICK, "--out", str(file)]) == 1
+    assert "nothing was measured: --out must be a folder to write to" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert gpu.main([*QUICK, "--out", str(tmp_path / "out")]) == 1
+    told = "nothing was measured: matplotlib is needed to draw report.png"
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_without_a_gpu_one_sentence_says_so(
@@ -229,97 +301,3 @@ def test_transformer_engine_of_another_make_is_absent(monkeypatch: pytest.Monkey
     install(monkeypatch, "transformer_engine.pytorch.optimizers", multi_tensor_applier=None)
     told = entrants.find("cpu").absent["TransformerEngine"]
     assert told.startswith("AttributeError") and "multi_tensor_l2norm" in told
-
-
-# --- what is timed ------------------------------------------------------------------------------
-
-
-class Watched(devices.CpuDevice):
-    """A CPU that notes what is asked of it, and on which no capture succeeds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-
-    def clock(self, call: Callable[[], object]) -> tuple[object, float]:
-        self.asked.append("clock")
-        return super().clock(call)
-
-    def flush(self, host_ms: float) -> None:
-        assert host_ms > 0
-        self.asked.append("flush")
-
-    def synchronize(self) -> None:
-        self.asked.append("synchronize")
-
-    def capture(self, call: devices.Clip) -> devices.Clip:  # noqa: ARG002
-        raise devices.NotCapturedError("not here")
-
-
-def bench_of(device: devices.Device, *taking_part: entrants.Entrant) -> gpu_rows.Bench:
-    stock = entrants.Entrant("stock", entrants._on_list(entrants._stock))
-    return gpu_rows.Bench(device, [stock, *taking_part], Effort(2, 2, 0.0), 1e9)
-
-
-def test_every_device_time_follows_a_flush_and_nobody_waits_in_a_host_time() -> None:
-    device = Watched()
-    ours = entrants.Entrant("ours", lambda g, m: entrants.list_call(g, m, "reference"), True)
-    gradients = Gradients(FIVE, "float32")
-    found = gpu_rows.measure_row(bench_of(device, ours), gradients, clipped=True)
-    # Two checks; then two calls in three rounds, by the host's clock and by the device's.
-    assert device.asked == ["synchronize"] * (2 + 2 * 3) + ["flush", "clock"] * (2 * 3)
-    for entry in found["entries"].values():
-        assert entry["replay"] is None and entry["not_replayed"] == "not here"
-    for grad, saved in zip(gradients.grads, gradients.saved, strict=True):
-        assert torch.equal(grad, saved)
-
-
-def test_a_replay_is_checked_before_it_is_timed() -> None:
-    class Faulty(devices.CpuDevice):
-        def capture(self, call: devices.Clip) -> devices.Clip:
-            return lambda: call() * 2
-
-    ours = entrants.Entrant("ours", lambda g, m: entrants.list_call(g, m, "reference"), True)
-    bench = bench_of(Faulty(), ours)
-    with pytest.raises(WrongResultError, match="ours: total_norm must be"):
-        gpu_rows.measure_row(bench, Gradients(FIVE, "float32"), clipped=False)
-
-
-def halved(gradients: Gradients, max_norm: float) -> devices.Clip:
-    return lambda: torch.nn.utils.clip_grad_norm_(gradients.parameters, max_norm / 2)
-
-
-def astray(gradients: Gradients, max_norm: float) -> devices.Clip:
-    return lambda: torch.nn.utils.clip_grad_norm_(gradients.parameters, max_norm) * 1.02
-
-
-def refusing(gradients: Gradients, max_norm: float) -> devices.Clip:
-    def call() -> Tensor:
-        raise RuntimeError("no kernel image")
-
-    return call
-
-
-def test_anothers_wrong_or_missing_result_is_told_and_not_timed() -> None:
-    taking_part = {"half": halved, "astray": astray, "refuses": refusing}
-    bench = bench_of(
-        devices.CpuDevice(), *(entrants.Entrant(*pair) for pair in taking_part.items())
-    )
-    found = gpu_rows.measure_row(bench, Gradients(FIVE, "bfloat16"), clipped=True)
-    assert list(found["entries"]) == ["stock"]
-    assert "gradient 0 is not its old value" in found["not_timed"]["half"]
-    assert found["not_timed"]["astray"].startswith("its total_norm is off by 2.")
-    assert found["not_timed"]["refuses"] == "RuntimeError: no kernel image"
-    text = gpu_report.markdown(report([{**found, "case": "1000x64"}]))
-    assert "- refuses at 1000x64 bfloat16, clipped: RuntimeError: no kernel image" in text
-
-
-def test_a_flush_outlasts_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = object.__new__(devices.CudaDevice)
-    device._flush_ms = 0.1
-    writes: list[int] = []
-    monkeypatch.setattr(devices.CudaDevice, "_write", lambda _: writes.append(1))
-    device.flush(0.0)
-    assert len(writes) == 1
-    device.flush(2.0)
-    assert (len(writes) - 2) * 0.1 >= 2.0 * 1.4

@@ -1,0 +1,207 @@
+"""The calls of one row: checked, timed, replayed. One that raises is dropped, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from clip_form import in_form
+from devices import Clip, Device, NotCapturedError, NotTriedError
+from entrants import STOCK, Entrant
+from gradients import Gradients, WrongResultError
+from measure import check_coefficient
+from timing import Clock, Contender, Effort, Sample, alternate
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What holds for every row of a run."""
+
+    device: Device
+    entrants: Sequence[Entrant]
+    effort: Effort
+    copy_bytes_per_second: float
+
+
+class _CallError(Exception):
+    """An entrant raised while all were timed; the cause is what it raised."""
+
+    def __init__(self, name: str, cause: Exception) -> None:
+        super().__init__(name)
+        self.name, self.cause = name, cause
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line what was raised."""
+    first = str(error).partition("\n")[0]
+    return first if isinstance(error, WrongResultError) else f"{type(error).__name__}: {first}"
+
+
+class Calls:
+    """The calls of one row, each with the form that it runs in.
+
+    Attributes:
+        dropped: who is not timed, and why.
+        not_replayed: whose call is not timed as a graph's replay, and why.
+        failures: what fastclip should have done and did not.
+        late_rounds: in how many of the rounds timed last the host was not ahead of the device.
+    """
+
+    def __init__(self, bench: Bench, gradients: Gradients, clipped: bool) -> None:
+        self.bench, self.gradients, self.clipped = bench, gradients, clipped
+        self.max_norm = gradients.max_norm(clipped)
+        self.entrants = {entrant.name: entrant for entrant in bench.entrants}
+        self.dropped: dict[str, str] = {}
+        self.not_replayed: dict[str, str] = {}
+        self.failures: list[str] = []
+        self.late_rounds: dict[str, int] = {}
+        self.calls: dict[str, Clip] = {}
+        for name, entrant in self.entrants.items():
+            with self._or(self._drop, name):
+                self.calls[name] = entrant.prepare(gradients, self.max_norm)
+
+    def check(self, name: str, call: Clip) -> float:
+        """Return the error of a call's norm.
+
+        Raises:
+            WrongResultError: the call is fastclip's and float64 contradicts it, or it is another's
+                and far from float64.
+        """
+        entrant = self.entrants[name]
+        self.gradients.restore()
+        with in_form(entrant.form):
+            total_norm = call()
+        self.bench.device.synchronize()
+        if entrant.is_ours:
+            self.gradients.check(name, total_norm, self.clipped)
+        elif name != STOCK and (reason := self.gradients.strays(total_norm, self.clipped)):
+            raise WrongResultError(reason)
+        return self.gradients.norm_error(total_norm)
+
+    def check_all(self) -> dict[str, float]:
+        """Keep the calls that may be timed, and return their errors.
+
+        Raises:
+            Exception: whatever stock's call raised, without which there is no row.
+            torch.OutOfMemoryError: a call of fastclip had too little memory.
+        """
+        errors: dict[str, float] = {}
+        for name, call in list(self.calls.items()):
+            with self._or(self._drop, name):
+                errors[name] = self.check(name, call)
+        return errors
+
+    def time_all(self, clock: Clock, ready: Callable[[str], None]) -> dict[str, Sample]:
+        """Time the calls; who raises is dropped, and the others are timed again.
+
+        Raises:
+            Exception: whatever stock's call raised.
+            torch.OutOfMemoryError: a call of fastclip had too little memory.
+        """
+        return self._time(self.calls, clock, ready, self._drop)
+
+    def time_replays(self, clock: Clock, ready: Callable[[str], None]) -> dict[str, Sample]:
+        """Capture the calls in CUDA graphs, check the replays, and time them.
+
+        A capture that fails is the process's last: all eager calls are to be timed before.
+        """
+        replays: dict[str, Clip] = {}
+        for name in sorted(self.calls, key=self._risk):
+            not_captured = self.entrants[name].not_captured
+            if not_captured is not None:
+                self.not_replayed[name] = not_captured
+                continue
+            with self._or(self._lose_replay, name):
+                with in_form(self.entrants[name].form):
+                    replay = self.bench.device.capture(self.calls[name])
+                self.check(name, replay)
+                replays[name] = replay
+        return self._time(replays, clock, ready, self._lose_replay)
+
+    def _risk(self, name: str) -> int:
+        # A cooperative launch in a capture is what fastclip itself avoids; others are unknown.
+        entrant = self.entrants[name]
+        if not entrant.is_ours and name != STOCK:
+            return 2
+        return int(entrant.form == "fused")
+
+    def _time(
+        self,
+        calls: Mapping[str, Clip],
+        clock: Clock,
+        ready: Callable[[str], None],
+        lose: Callable[[str, Exception], None],
+    ) -> dict[str, Sample]:
+        """Time calls in alternation, each on restored gradients and a device that is ready."""
+        left = dict(calls)
+        while left:
+            late: dict[str, list[bool]] = {name: [] for name in left}
+            contenders = {
+                name: Contender(
+                    call,
+                    before=partial(self._prepare, name, ready),
+                    after=partial(self._after, name, late[name]),
+                    within=partial(self._within, name),
+                )
+                for name, call in left.items()
+            }
+            try:
+                samples = alternate(contenders, self.bench.effort, clock)
+            except _CallError as error:
+                del left[error.name]
+                lose(error.name, error.cause)
+                continue
+            # The first round is not in the samples.
+            self.late_rounds = {name: sum(rounds[1:]) for name, rounds in late.items()}
+            return samples
+        return {}
+
+    def _prepare(self, name: str, ready: Callable[[str], None]) -> None:
+        if self.clipped:
+            self.gradients.restore()
+        ready(name)
+
+    @contextmanager
+    def _within(self, name: str) -> Iterator[None]:
+        try:
+            with in_form(self.entrants[name].form):
+                yield
+        except Exception as error:
+            raise _CallError(name, error) from error
+
+    def _after(self, name: str, late: list[bool], total_norm: object) -> None:
+        late.append(not self.bench.device.host_was_ahead)
+        try:
+            check_coefficient(name, self.max_norm, self.clipped, total_norm)
+        except Exception as error:
+            raise _CallError(name, error) from error
+
+    @contextmanager
+    def _or(self, lose: Callable[[str, Exception], None], name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever others raise costs them a row alone
+            lose(name, error)
+
+    def _drop(self, name: str, error: Exception) -> None:
+        is_ours = self.entrants[name].is_ours
+        if name == STOCK or (is_ours and isinstance(error, torch.OutOfMemoryError)):
+            raise error
+        self.calls.pop(name, None)
+        self.dropped[name] = reason_of(error)
+        if is_ours:
+            self._fail(name, self.dropped[name])
+
+    def _lose_replay(self, name: str, error: Exception) -> None:
+        is_refused = isinstance(error, NotCapturedError)
+        self.not_replayed[name] = str(error) if is_refused else reason_of(error)
+        if self.entrants[name].is_ours and not isinstance(error, NotTriedError):
+            self._fail(name, f"as a graph's replay: {self.not_replayed[name]}")
+
+    def _fail(self, name: str, reason: str) -> None:
+        case, dtype = self.gradients.case.name, str(self.gradients.dtype).removeprefix("torch.")
+        clipped = "clipped" if self.clipped else "not clipped"
+        self.failures.append(f"{name} at {case} {dtype}, {clipped}: {reason}")
