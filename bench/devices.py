@@ -11,6 +11,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from statistics import median
 
@@ -26,8 +27,16 @@ WARM_UPS = 3
 AHEAD = 1.5
 """How much longer than the host takes to launch a call the GPU is kept busy before it."""
 
+AHEAD_MS = 0.1
+"""The same for what the host does around a call: it records the events."""
+
+CALIBRATED_CYCLES = 10_000_000
+
 FLUSH_IN_L2S = 4
-"""The buffer that a flush writes, in multiples of L2."""
+"""The buffer that a flush writes and reads, in multiples of L2."""
+
+HIP_FLUSH_BYTES = 512 << 20
+"""What it holds at least on AMD's GPUs: twice the Infinity Cache, of which torch says nothing."""
 
 
 class NotCapturedError(Exception):
@@ -135,30 +144,38 @@ class CudaDevice(Device):
     def __init__(self) -> None:
         self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.name = self._properties.name
-        n_bytes = FLUSH_IN_L2S * self._properties.L2_cache_size
-        self._buffer = torch.empty(n_bytes, dtype=torch.uint8, device="cuda")
-        self._flush_ms = median(self.clock(self._write)[1] / 1e6 for _ in range(9))
+        n_bytes = flushed_bytes(self._properties.L2_cache_size)
+        self._buffer = torch.zeros(n_bytes // 4, dtype=torch.int32, device="cuda")
+        self._highest = torch.zeros((), dtype=torch.int32, device="cuda")
+        self._cycles_per_ms = self._calibrated()
 
-    def _write(self) -> None:
-        self._buffer.fill_(1)
+    def _calibrated(self) -> float:
+        """Return how many cycles of ``torch.cuda._sleep`` are a millisecond, by events."""
+        # The first pays for loading the kernel.
+        _, *taken = (self.clock(partial(_spin, CALIBRATED_CYCLES))[1] for _ in range(4))
+        return CALIBRATED_CYCLES / (median(taken) / 1e6)
 
     def clock(self, call: Callable[[], object]) -> tuple[object, float]:
-        """Time a call by two events around it."""
+        """Time a call by two events around it, and note whether the host was ahead of the first."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         result = call()
         end.record()
+        self.host_was_ahead = not start.query()
         end.synchronize()
         return result, start.elapsed_time(end) * 1e6
 
     def flush(self, host_ms: float) -> None:
-        """Write a buffer larger than L2, again and again until the host is surely ahead.
+        """Write a buffer larger than L2, read it, and spin until the host is surely ahead.
 
-        The first event after it is then recorded when all of the call is in the queue, and the
-        time between the events is the GPU's alone.
+        Reading leaves L2 full of lines that need no writing back, which would take bandwidth from
+        what is timed. One kernel that spins keeps the GPU busy, since the queue of launches is
+        short. The first event after it is then recorded when all of the call is in the queue, and
+        the time between the events is the GPU's alone.
         """
-        for _ in range(ceil(AHEAD * host_ms / self._flush_ms) + 1):
-            self._write()
+        self._buffer.fill_(1)
+        torch.amax(self._buffer, 0, out=self._highest)
+        _spin(ceil((AHEAD * host_ms + AHEAD_MS) * self._cycles_per_ms))
 
     def synchronize(self) -> None:
         """Wait for the current GPU."""
@@ -202,6 +219,15 @@ class CudaDevice(Device):
             "L2": f"{properties.L2_cache_size / 2**20:g} MiB",
             **_nvidia_smi(str(getattr(properties, "uuid", ""))),
         }
+
+
+def flushed_bytes(l2_bytes: int) -> int:
+    """Return the size of the buffer that drives all else out of the caches of torch's GPUs."""
+    return max(FLUSH_IN_L2S * l2_bytes, 0 if torch.version.hip is None else HIP_FLUSH_BYTES)
+
+
+def _spin(cycles: int) -> None:
+    torch.cuda._sleep(cycles)
 
 
 _QUERIES = {

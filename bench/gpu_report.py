@@ -96,8 +96,10 @@ def markdown(report: GpuReport) -> str:
 
 HOW = """\
 - device: between two events around one call. Before it the gradients are restored where the call
-  clips, and a buffer larger than L2 is written until the host has surely launched the whole call
-  ahead, so that the GPU waits for nothing but what the call itself makes it wait for.
+  clips, a buffer larger than L2 is written and then read, which leaves nothing to write back, and
+  the GPU is kept busy until the host has surely launched the whole call, so that it waits for
+  nothing but what the call itself makes it wait for. Where the host was late all the same, a line
+  under the case's table says in how many rounds.
 - replay: the same for a CUDA graph of the call, after all other times of its row. A capture that
   fails is the run's last. host: the processor's clock around the call on an
   idle device; nobody synchronises.
