@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import truediv
 from statistics import geometric_mean, median
 from typing import TypedDict
 
 from entrants import form_name
 from gpu_rows import GpuRow
+from shapes import CASES, Case
 
 MARGIN = 0.01
-"""Forms whose times differ by less, in the geometric mean over all cases, count as equal."""
+"""Forms whose times over all models differ by less count as equal."""
+
+AGAINST = 0.02
+"""A case goes against the verdict if its other form is faster by more."""
+
+CAVEAT = (
+    "A fused clip is a cooperative launch, which waits until all of its blocks fit on the GPU, as"
+    " behind a collective on another stream. The forms ran alone on the device: that wait is not in"
+    " these times"
+)
 
 
 class Ratio(TypedDict):
-    """Fused time over split time of some cases: geometric mean, extremes, and their number."""
+    """Fused time over split time of some cases: geometric mean, extremes, and their number.
+
+    For information: a mean counts a list that takes microseconds as much as a model.
+    """
 
     mean: float
     lowest: float
@@ -24,62 +38,122 @@ class Ratio(TypedDict):
 
 
 class Choice(TypedDict):
-    """What a device's times say of one backend; ``default`` is None where they say nothing."""
+    """What a device's times say of one backend; ``default`` is None where they say nothing.
+
+    ``fused_over_split`` compares the sums of the medians over all models, and decides; ``against``
+    names the cases, of models or not, in which the other form is clearly faster.
+    """
 
     backend: str
     default: str | None
     told: str
+    fused_over_split: float | None
+    against: list[str]
     ratios: dict[str, Ratio]
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A row that holds both forms: the medians in milliseconds, and the ratio within a round."""
+
+    row: GpuRow
+    fused_ms: float
+    split_ms: float
+    ratio: float
+
+    def title(self) -> str:
+        clipped = "clipped" if self.row["clipped"] else "not clipped"
+        return f"{self.row['case']} {self.row['dtype']}, {clipped}: {self.ratio:.3f}"
+
+
 def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | None) -> Choice:
-    """Compare the forms of one backend over all rows that hold both."""
+    """Compare the time that the forms of one backend take for all models together."""
     if absent is not None:
         return _unknown(backend, f"not measured: {absent}")
-    ratios = {
-        title: found
-        for title, clipped in (("all", None), ("not clipped", False), ("clipped", True))
-        if (found := _ratio(rows, backend, clipped)) is not None
-    }
-    if not ratios:
+    pairs = _pairs(rows, backend)
+    if not pairs:
         return _unknown(backend, "not measured: no case was timed in both forms")
+    models = [pair for pair in pairs if CASES[pair.row["case"]].is_model]
+    small = [pair for pair in pairs if _is_many_small(CASES[pair.row["case"]])]
+    ratios = {
+        title: _ratio(chosen)
+        for title, chosen in (("models", models), ("lists of many small tensors", small))
+        if chosen
+    }
     if not is_gpu:
         return _unknown(backend, "no choice: this is NOT a GPU measurement", ratios)
-    mean = ratios["all"]["mean"]
-    if abs(mean - 1) < MARGIN:
-        default = "either"
-        told = f"fused and split are equal within {MARGIN:.0%}: leave the default as it is"
-    else:
-        default = "fused" if mean < 1 else "split"
-        told = f"{default} should be the default on this device"
+    if not models:
+        told = f"no choice: no model was timed in both forms; {_means(ratios)}"
+        return _unknown(backend, told, ratios)
+    over = sum(pair.fused_ms for pair in models) / sum(pair.split_ms for pair in models)
+    default, told = _verdict(over)
+    against = [pair.title() for pair in pairs if _goes_against(default, pair.ratio)]
+    parts = [f"{told}: fused time / split time of all models together {over:.3f}", _means(ratios)]
+    if against:
+        parts.insert(1, f"mixed, since these cases go against it: {'; '.join(against)}")
     return Choice(
-        backend=backend, default=default, told=f"{told}: {_numbers(ratios)}", ratios=ratios
+        backend=backend,
+        default=default,
+        told="; ".join(parts),
+        fused_over_split=over,
+        against=against,
+        ratios=ratios,
     )
 
 
 def _unknown(backend: str, told: str, ratios: dict[str, Ratio] | None = None) -> Choice:
-    return Choice(backend=backend, default=None, told=told, ratios=ratios or {})
+    return Choice(
+        backend=backend,
+        default=None,
+        told=told,
+        fused_over_split=None,
+        against=[],
+        ratios=ratios or {},
+    )
 
 
-def _ratio(rows: Sequence[GpuRow], backend: str, clipped: bool | None) -> Ratio | None:
-    found: list[float] = []
+def _pairs(rows: Sequence[GpuRow], backend: str) -> list[_Pair]:
+    found: list[_Pair] = []
     for row in rows:
         fused, split = (row["entries"].get(form_name(backend, form)) for form in ("fused", "split"))
-        if fused is None or split is None or clipped not in (None, row["clipped"]):
+        if fused is None or split is None:
             continue
-        rounds = (fused["device"]["rounds"], split["device"]["rounds"])
-        found.append(median(map(truediv, *rounds)))
-    if not found:
-        return None
+        times = fused["device"], split["device"]
+        ratio = median(map(truediv, times[0]["rounds"], times[1]["rounds"]))
+        found.append(_Pair(row, times[0]["median"], times[1]["median"], ratio))
+    return found
+
+
+def _is_many_small(case: Case) -> bool:
+    return not case.is_model and case.n_tensors > 1
+
+
+def _verdict(over: float) -> tuple[str, str]:
+    if abs(over - 1) < MARGIN:
+        return (
+            "either",
+            f"fused and split are equal within {MARGIN:.0%}: leave the default as it is",
+        )
+    default = "fused" if over < 1 else "split"
+    return default, f"{default} should be the default on this device"
+
+
+def _goes_against(default: str, ratio: float) -> bool:
+    is_split_faster, is_fused_faster = ratio > 1 + AGAINST, ratio < 1 - AGAINST
+    return (is_split_faster and default != "split") or (is_fused_faster and default != "fused")
+
+
+def _ratio(pairs: Sequence[_Pair]) -> Ratio:
+    found = [pair.ratio for pair in pairs]
     return Ratio(
         mean=geometric_mean(found), lowest=min(found), highest=max(found), n_cases=len(found)
     )
 
 
-def _numbers(ratios: dict[str, Ratio]) -> str:
-    parts = [f"{title} {found['mean']:.3f}" for title, found in ratios.items()]
-    of_all = ratios["all"]
-    return (
-        f"fused time / split time, geometric means: {', '.join(parts)};"
-        f" {of_all['n_cases']} cases from {of_all['lowest']:.3f} to {of_all['highest']:.3f}"
-    )
+def _means(ratios: dict[str, Ratio]) -> str:
+    parts = [
+        f"{title} {found['mean']:.3f} ({found['n_cases']} cases from {found['lowest']:.3f} to"
+        f" {found['highest']:.3f})"
+        for title, found in ratios.items()
+    ]
+    return f"geometric means, for information: {', '.join(parts) or 'none'}"

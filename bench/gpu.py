@@ -25,7 +25,7 @@ from pathlib import Path
 import entrants
 import torch
 from devices import Device, open_device, why_no_gpu
-from fused_or_split import choose
+from fused_or_split import CAVEAT, choose
 from gpu_calls import Bench, reason_of
 from gpu_chart import draw
 from gpu_checks import check_sanitizer, check_tests, missing_backends, nothing_timed
@@ -234,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(report, options.out / "report.png")
     (options.out / PARTIAL).unlink(missing_ok=True)
     print("\n".join(f"{choice['backend']}: {choice['told']}" for choice in report["choices"]))
+    print(CAVEAT)
     print(f"wrote {options.out}/report.md, report.png and report.json")
     for line in failure_lines(report):
         print(line, file=sys.stderr)

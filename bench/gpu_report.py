@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from entrants import CLIPPER, STOCK
-from fused_or_split import Choice
+from fused_or_split import CAVEAT, Choice
 from gpu_rows import Entry, GpuRow, HostTime
 from machine import Machine
 from report import company_text
@@ -72,6 +72,7 @@ def markdown(report: GpuReport) -> str:
         _facts(report),
         "## Fused or split",
         *(f"- **{choice['backend']}**: {choice['told']}." for choice in report["choices"]),
+        f"{CAVEAT}.",
         "## What was checked before",
         *(f"- {what}: {result}" for what, result in report["checks"].items()),
         "- results: every call and replay of fastclip's below was held to float64, within the"
@@ -108,9 +109,7 @@ HOW = """\
 - GB/s: counted bytes over the device's time. The norm reads every gradient byte once; a scale reads
   it once more and writes it; who scales when nothing is clipped shows in "written".
 - of copy: those GB/s over what a large copy on this device reads and writes in a second.
-- off by: the error of the norm, relative to float64.
-- Fused and split ran alone on the device. Behind a collective on another stream a fused clip, which
-  is a cooperative launch, waits until all of it fits; that is not in these times."""
+- off by: the error of the norm, relative to float64."""
 
 
 def _facts(report: GpuReport) -> str:

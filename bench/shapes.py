@@ -13,11 +13,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One list of gradients to clip."""
+    """One list of gradients to clip: those of a model that people train, or one to learn from."""
 
     name: str
     shapes: tuple[Shape, ...]
     note: str
+    is_model: bool = False
 
     @property
     def n_tensors(self) -> int:
@@ -88,15 +89,21 @@ LLAMA_SHRINK = 4
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("gpt2-124m", gpt2(), "GPT-2 124M, tied embedding once"),
+        Case("gpt2-124m", gpt2(), "GPT-2 124M, tied embedding once", is_model=True),
         Case(
             "llama-3-8b-scaled",
             llama3_8b(LLAMA_SHRINK),
             f"Llama-3-8B with every dimension divided by {LLAMA_SHRINK} to fit memory:"
             f" all 32 layers and 291 tensors, 1/{LLAMA_SHRINK**2} of the elements",
+            is_model=True,
         ),
-        Case("resnet-50", resnet50(), "ResNet-50 v1, ImageNet head"),
-        Case("lora-7b", lora_7b(), "LoRA of rank 16 on all linear layers of Llama-2-7B"),
+        Case("resnet-50", resnet50(), "ResNet-50 v1, ImageNet head", is_model=True),
+        Case(
+            "lora-7b",
+            lora_7b(),
+            "LoRA of rank 16 on all linear layers of Llama-2-7B",
+            is_model=True,
+        ),
         Case("lora-2000x8192", ((8192,),) * 2000, "LoRA adapters of equal size"),
         Case("2000x4096", ((4096,),) * 2000, "many small tensors"),
         Case("10000x256", ((256,),) * 10_000, "very many very small tensors"),

@@ -42,9 +42,9 @@ def entry(device_ms: float, stock_ms: float = 0.04) -> Entry:
     )
 
 
-def row(device_ms: Mapping[str, float], clipped: bool = False) -> GpuRow:
+def row(device_ms: Mapping[str, float], clipped: bool = False, case: str = "1000x64") -> GpuRow:
     return GpuRow(
-        case="1000x64",
+        case=case,
         dtype="float32",
         clipped=clipped,
         n_tensors=1000,
@@ -55,9 +55,9 @@ def row(device_ms: Mapping[str, float], clipped: bool = False) -> GpuRow:
     )
 
 
-def forms(fused_ms: float, split_ms: float, clipped: bool = False) -> GpuRow:
+def forms(fused_ms: float, split_ms: float, clipped: bool = False, case: str = "1000x64") -> GpuRow:
     times = {"native auto": fused_ms, "native fused": fused_ms, "native split": split_ms}
-    return row(times, clipped)
+    return row(times, clipped, case)
 
 
 def report(

@@ -27,16 +27,54 @@ def test_the_default_is_the_form_that_takes_less(
     fused_ms: tuple[float, float], split_ms: tuple[float, float], default: str, told: str
 ) -> None:
     rows = [
-        forms(fused, split, clipped)
+        forms(fused, split, clipped, "resnet-50")
         for fused, split, clipped in zip(fused_ms, split_ms, (False, True), strict=True)
     ]
     choice = choose(rows, "native", True, None)
     assert choice["default"] == default and told in choice["told"]
+    assert choice["against"] == [] and "mixed" not in choice["told"]
+    over = sum(fused_ms) / sum(split_ms)
+    assert choice["fused_over_split"] == pytest.approx(over)
+    assert f"of all models together {over:.3f}; " in choice["told"]
     ratios = [fused / split for fused, split in zip(fused_ms, split_ms, strict=True)]
-    mean = choice["ratios"]["all"]["mean"]
+    mean = choice["ratios"]["models"]["mean"]
     assert mean == pytest.approx(math.sqrt(math.prod(ratios)))
-    assert f"all {mean:.3f}, not clipped {ratios[0]:.3f}, clipped {ratios[1]:.3f}" in choice["told"]
-    assert choice["told"] in gpu_report.markdown(report(rows))
+    assert f"models {mean:.3f} (2 cases from" in choice["told"]
+    text = gpu_report.markdown(report(rows))
+    assert choice["told"] in text and "waits until all of its blocks fit on the GPU" in text
+
+
+def test_tiny_lists_decide_nothing_and_are_told() -> None:
+    # Fused takes a third of the time on three tiny lists, 5 % more on a model, and is even on one.
+    small = [forms(0.01, 0.03, case=case) for case in ("1000x64", "10000x256", "2000x4096")]
+    models = [forms(1.05, 1.0, case="gpt2-124m"), forms(0.2, 0.2, True, "resnet-50")]
+    choice = choose([*small, *models], "native", True, None)
+    assert choice["default"] == "split"
+    assert choice["fused_over_split"] == pytest.approx(1.25 / 1.2)
+    assert choice["ratios"]["lists of many small tensors"]["mean"] == pytest.approx(1 / 3)
+    assert choice["against"][0] == "1000x64 float32, not clipped: 0.333"
+    assert len(choice["against"]) == 3
+    assert f"mixed, since these cases go against it: {choice['against'][0]}; " in choice["told"]
+
+
+def test_models_that_contradict_each_other_are_mixed() -> None:
+    models = [forms(1.0, 1.1, case="gpt2-124m"), forms(0.21, 0.2, True, "resnet-50")]
+    choice = choose(models, "native", True, None)
+    assert choice["default"] == "fused"
+    assert choice["against"] == ["resnet-50 float32, clipped: 1.050"]
+    equal = [forms(1.0, 1.1, case="gpt2-124m"), forms(1.1, 1.0, True, "resnet-50")]
+    choice = choose(equal, "native", True, None)
+    assert choice["default"] == "either" and len(choice["against"]) == 2
+    # Within 2 % nothing is against anything.
+    models[1] = forms(0.203, 0.2, True, "resnet-50")
+    assert choose(models, "native", True, None)["against"] == []
+
+
+def test_without_a_model_there_is_no_choice() -> None:
+    choice = choose([forms(1.0, 2.0), forms(1.0, 2.0, case="1x1e8")], "native", True, None)
+    assert choice["default"] is None
+    assert choice["told"].startswith("no choice: no model was timed in both forms; geometric means")
+    assert choice["ratios"].keys() == {"lists of many small tensors"}
 
 
 def test_there_is_no_choice_without_a_gpu_or_without_both_forms() -> None:
