@@ -13,6 +13,8 @@ import torch
 
 import fastclip
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 class Machine(TypedDict):
     """Where and with what a run was measured."""
@@ -93,9 +95,12 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    folder = str(Path(__file__).parent)
+def _commit(root: Path = ROOT) -> str | None:
+    """Return the commit of this project, not of another that the sources were unpacked into."""
+    folder = str(root)
     try:
+        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
         commit = _git(folder, "rev-parse", "--short", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
