@@ -172,6 +172,7 @@ def run(options: argparse.Namespace, device: Device) -> GpuReport:
     return GpuReport(
         failures=failures,
         is_gpu=device.is_gpu,
+        cuda=torch.version.cuda,
         device_name=device.name,
         host_times=found.host_times,
         machine=describe(company),

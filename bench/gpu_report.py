@@ -19,6 +19,7 @@ from roofline import (
     stock_work,
 )
 from shapes import CASES
+from stock_launches import Limits, limits_of
 
 NOT_A_GPU = "NOT a GPU measurement"
 
@@ -26,10 +27,14 @@ NO_TIME = "-"
 
 
 class GpuReport(TypedDict):
-    """Everything that a run found out; without failures it is a run to quote."""
+    """Everything that a run found out; without failures it is a run to quote.
+
+    ``cuda`` is the version that torch is built with, None for ROCm.
+    """
 
     failures: list[str]
     is_gpu: bool
+    cuda: str | None
     device_name: str
     machine: Machine
     facts: dict[str, str]
@@ -163,11 +168,14 @@ def _ratios(report: GpuReport) -> str:
     return _table(report, ["case", "dtype", "", *names], lines)
 
 
-def predicted_work(row: GpuRow, name: str) -> Work | None:
-    """Return the work that docs/roofline.md expects of an entrant, if it speaks of it."""
+def predicted_work(row: GpuRow, name: str, limits: Limits) -> Work | None:
+    """Return the work that docs/roofline.md expects of an entrant, if it speaks of it.
+
+    Stock's launches depend on the CUDA that its torch is built with: on the limits of one.
+    """
     case = CASES[row["case"]]
     if name == STOCK:
-        return stock_work(case)
+        return stock_work(case, limits)
     if name in ("native auto", "native fused", f"native {CLIPPER}"):
         return fastclip_work(case, row["clipped"])
     if name == "native split":
@@ -190,15 +198,21 @@ def _bandwidth_note(report: GpuReport) -> str:
     )
     return (
         f"Predicted: bytes / bandwidth + launches x {LAUNCH_MICROSECONDS:g} us (assumed)."
-        f" The bandwidth is {whose}."
+        f" The bandwidth is {whose}. Stock's launches are those of {_built(report['cuda'])}, which"
+        f" takes up to {limits_of(report['cuda']).max_tensors} tensors in one."
     )
+
+
+def _built(cuda: str | None) -> str:
+    return "a torch built without CUDA" if cuda is None else f"a torch built with CUDA {cuda}"
 
 
 def _predictions(report: GpuReport) -> str:
     lines: list[list[str]] = []
+    limits = limits_of(report["cuda"])
     for row in report["rows"]:
         for name, entry in row["entries"].items():
-            work = predicted_work(row, name)
+            work = predicted_work(row, name, limits)
             if work is None:
                 continue
             predicted = work.seconds(row["gradient_bytes"], _bandwidth(report)) * 1e6

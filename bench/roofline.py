@@ -11,10 +11,10 @@ from pathlib import Path
 from shapes import CASES, Case
 from stock_launches import (
     CHUNK_SIZE,
-    MAX_BLOCKS,
+    CUDA_13,
     MAX_CLEANED,
     MAX_STACKED,
-    MAX_TENSORS,
+    Limits,
     stock_launches,
 )
 
@@ -95,9 +95,9 @@ def passes(clipped: bool) -> tuple[int, int]:
     return (2, 1) if clipped else (1, 0)
 
 
-def stock_work(case: Case) -> Work:
+def stock_work(case: Case, limits: Limits = CUDA_13) -> Work:
     """Return the work of ``torch.nn.utils.clip_grad_norm_(foreach=True)``."""
-    return Work(sum(stock_launches(case).values()), *STOCK_PASSES)
+    return Work(sum(stock_launches(case, limits).values()), *STOCK_PASSES)
 
 
 def fastclip_work(case: Case, clipped: bool, split: bool = False) -> Work:
@@ -162,6 +162,7 @@ def _times(case: Case, n_bytes: int, clipped: bool, gpu: Gpu) -> str:
     return f"{significant(stock)} / {significant(fused)} / {stock / fused:.1f}"
 
 
+MAX_TENSORS, MAX_BLOCKS = CUDA_13.max_tensors, CUDA_13.max_blocks
 STOCK_MOVES = sum(STOCK_PASSES)
 MOVES = {clipped: sum(passes(clipped)) for clipped in (False, True)}
 

@@ -1,12 +1,13 @@
 """How many kernels torch.nn.utils.clip_grad_norm_(foreach=True) launches, read off torch's source.
 
-Counted for one list of one dtype on one GPU, with p = 2 and torch 2.13 built with CUDA 13, whose
-kernels take more tensors in a launch than those of older builds. Nobody has measured it.
+Counted for one list of one dtype on one GPU, with p = 2 and torch 2.13. Its kernels take more
+tensors in a launch where it is built with CUDA 13 than in other builds. Nobody has measured it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from shapes import Case
@@ -14,11 +15,22 @@ from shapes import Case
 CHUNK_SIZE = 65536
 """kChunkSize of ATen/native/cuda/MultiTensorApply.cuh: a block takes as many elements."""
 
-MAX_TENSORS = 770
-"""depth_to_max_tensors[0] of MultiTensorApply.cuh: tensors in one launch over one list."""
 
-MAX_BLOCKS = 2240
-"""depth_to_max_blocks[0] of MultiTensorApply.cuh."""
+@dataclass(frozen=True)
+class Limits:
+    """What one launch over one list takes, as MultiTensorApply.cuh has it.
+
+    Attributes:
+        max_tensors: depth_to_max_tensors[0].
+        max_blocks: depth_to_max_blocks[0].
+    """
+
+    max_tensors: int
+    max_blocks: int
+
+
+CUDA_13 = Limits(770, 2240)
+OLDER = Limits(110, 320)
 
 MAX_CLEANED = 3200
 """MAX_TENSORS_PER_KERNEL of ATen/native/cuda/ForeachReduceOp.cu: norms that one launch finishes."""
@@ -27,7 +39,13 @@ MAX_STACKED = 128
 """CAT_ARRAY_BATCH_SIZE of ATen/native/cuda/Shape.cu: tensors that one launch of stack copies."""
 
 
-def multi_tensor_apply(counts: Sequence[int]) -> int:
+def limits_of(cuda: str | None) -> Limits:
+    """Return the limits of a torch built with this CUDA, as ``torch.version.cuda``; None is HIP."""
+    is_newer = cuda is not None and int(cuda.partition(".")[0]) >= 13
+    return CUDA_13 if is_newer else OLDER
+
+
+def multi_tensor_apply(counts: Sequence[int], limits: Limits = CUDA_13) -> int:
     """Return the launches of one foreach operation over tensors of these element counts.
 
     A launch goes out when it holds as many blocks as it can, or as many tensors, the last of them
@@ -40,16 +58,16 @@ def multi_tensor_apply(counts: Sequence[int]) -> int:
         for chunk in range(1, n_chunks + 1):
             blocks += 1
             is_last = chunk == n_chunks
-            if blocks == MAX_BLOCKS or (is_last and tensors == MAX_TENSORS):
+            if blocks == limits.max_blocks or (is_last and tensors == limits.max_tensors):
                 launches += 1
                 tensors, blocks = 0 if is_last else 1, 0
     return launches + (blocks > 0)
 
 
-def stock_launches(case: Case) -> dict[str, int]:
+def stock_launches(case: Case, limits: Limits = CUDA_13) -> dict[str, int]:
     """Return the launches of each step of stock's clip, clipped or not."""
     counts = [prod(shape) for shape in case.shapes]
-    foreach = multi_tensor_apply(counts)
+    foreach = multi_tensor_apply(counts, limits)
     return {
         "zeros": 1,
         "foreach_norm": foreach,

@@ -65,6 +65,7 @@ def report(
     device_name: str = "NVIDIA H100 80GB HBM3",
     is_gpu: bool = True,
     failures: Sequence[str] = (),
+    cuda: str | None = "13.0",
 ) -> GpuReport:
     absent = {"fastclip triton": "no such backend", "apex": "ModuleNotFoundError: no apex"}
     choices: list[Choice] = [
@@ -74,6 +75,7 @@ def report(
     return GpuReport(
         failures=list(failures),
         is_gpu=is_gpu,
+        cuda=cuda,
         device_name=device_name,
         machine=describe(Company()),
         facts={"device": device_name, "driver": "580.1"},

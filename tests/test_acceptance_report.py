@@ -118,6 +118,20 @@ def test_measured_stands_beside_predicted(
     assert cells[4:] == ["6", f"{predicted:.3g}", f"{6 / predicted:.2f}"]
 
 
+@pytest.mark.parametrize(("cuda", "launches"), [("13.0", 19), ("12.8", 35), (None, 35)])
+def test_stocks_launches_are_those_of_the_torch_that_is_measured(
+    cuda: str | None, launches: int
+) -> None:
+    text = gpu_report.markdown(report([forms(0.004, 0.006)], cuda=cuda))
+    lines = text.partition("## Measured beside predicted")[2].splitlines()
+    line = next(line for line in lines if "| stock |" in line)
+    # 1000 tensors: 2 launches of 770, or 10 of 110, of each of two operations.
+    predicted = 3 * gpu_made_up.N_BYTES / 3.35e12 * 1e6 + launches * roofline.LAUNCH_MICROSECONDS
+    assert line.split(" | ")[5] == f"{predicted:.3g}"
+    built = "without CUDA" if cuda is None else f"with CUDA {cuda}"
+    assert f"Stock's launches are those of a torch built {built}, which takes up to" in text
+
+
 def test_a_failed_run_says_so_before_all_else() -> None:
     rows = [forms(0.004, 0.006)]
     text = gpu_report.markdown(report(rows, failures=["no kernels", "1 test failed"]))

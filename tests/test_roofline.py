@@ -72,12 +72,24 @@ def test_foreach_launches_when_tensors_or_blocks_are_full(counts: list[int], lau
 @pytest.mark.skipif(not HEADER.exists(), reason="needs the CUDA headers that torch installs")
 def test_the_limits_are_those_of_torchs_header() -> None:
     text = HEADER.read_text(encoding="utf-8")
-    newer = text.partition("CUDART_VERSION >= 13000")[2].partition("#else")[0]
+    both = text.partition("CUDART_VERSION >= 13000")[2].partition("#endif")[0]
+    newer, _, older = both.partition("#else")
     if not newer:
         pytest.skip("torch has the limits of CUDA 13 from 2.11 on")
     assert f"kChunkSize = {stock_launches.CHUNK_SIZE};" in text
-    assert f"depth_to_max_tensors[5] = {{{stock_launches.MAX_TENSORS}," in newer
-    assert f"depth_to_max_blocks[5] = {{{stock_launches.MAX_BLOCKS}," in newer
+    for part, limits in ((newer, stock_launches.CUDA_13), (older, stock_launches.OLDER)):
+        assert f"depth_to_max_tensors[5] = {{{limits.max_tensors}," in part
+        assert f"depth_to_max_blocks[5] = {{{limits.max_blocks}," in part
+
+
+@pytest.mark.parametrize(
+    ("cuda", "launches"),
+    # 100,000 elements are two chunks.
+    [("13.0", 2), ("14.2", 2), ("12.9", 10), (None, 10)],
+)
+def test_builds_for_older_cuda_and_hip_launch_more(cuda: str | None, launches: int) -> None:
+    limits = stock_launches.limits_of(cuda)
+    assert stock_launches.multi_tensor_apply([1] * 1000 + [100_000], limits) == launches
 
 
 class Operations(TorchDispatchMode):
