@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from functools import partial
 from math import ceil
 from statistics import median
 
+import gpu_facts
 import torch
 from timing import wall_clock
 from torch import Tensor
@@ -100,6 +100,10 @@ class Device(ABC):
     @abstractmethod
     def facts(self) -> dict[str, str]:
         """Describe the device and its driver."""
+
+    def state(self) -> dict[str, str]:
+        """Return what may change from one moment to the next: nothing, but for a GPU."""
+        return {}
 
 
 class CpuDevice(Device):
@@ -209,16 +213,27 @@ class CudaDevice(Device):
         torch.cuda.empty_cache()
 
     def facts(self) -> dict[str, str]:
-        """Describe the GPU: what torch knows and, where nvidia-smi runs, the driver and clocks."""
+        """Describe the GPU: what torch knows, the driver and, where nvidia-smi runs, the clocks."""
         properties = self._properties
+        is_hip = torch.version.hip is not None
+        architecture = {"architecture": properties.gcnArchName} if is_hip else {}
         return {
             "device": self.name,
+            **architecture,
             "compute capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": str(properties.multi_processor_count),
             "memory": f"{properties.total_memory / 1e9:.1f} GB",
             "L2": f"{properties.L2_cache_size / 2**20:g} MiB",
-            **_nvidia_smi(str(getattr(properties, "uuid", ""))),
+            "driver": gpu_facts.driver(is_hip),
+            **gpu_facts.highest_clocks(self._uuid()),
         }
+
+    def state(self) -> dict[str, str]:
+        """Return the clocks of this moment and who else is on the GPU."""
+        return gpu_facts.state(self._uuid())
+
+    def _uuid(self) -> str:
+        return str(getattr(self._properties, "uuid", ""))
 
 
 def flushed_bytes(l2_bytes: int) -> int:
@@ -228,26 +243,6 @@ def flushed_bytes(l2_bytes: int) -> int:
 
 def _spin(cycles: int) -> None:
     torch.cuda._sleep(cycles)
-
-
-_QUERIES = {
-    "driver": "driver_version",
-    "clock of the multiprocessors, highest": "clocks.max.sm",
-    "clock of the memory, highest": "clocks.max.mem",
-    "power limit": "power.limit",
-}
-
-
-def _nvidia_smi(uuid: str) -> dict[str, str]:
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERIES.values())}", "--format=csv,noheader"]
-    if uuid:
-        command.append(f"--id=GPU-{uuid.removeprefix('GPU-')}")
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"driver": f"unknown: {error}"}
-    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
-    return dict(zip(_QUERIES, values, strict=True))
 
 
 def why_no_gpu() -> str | None:

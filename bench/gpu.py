@@ -137,8 +137,10 @@ def versions(facts: dict[str, str]) -> dict[str, str]:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
         triton = "not installed"
+    hip = {} if torch.version.hip is None else {"HIP (torch's)": torch.version.hip}
     return {
         "driver": facts.get("driver", "none"),
+        **hip,
         "CUDA (torch's)": str(torch.version.cuda),
         "CUDA (fastclip's)": " ".join([str(info["cuda"]), *info["cuda_architectures"]]),
         "torch": torch.__version__,
@@ -150,6 +152,7 @@ def versions(facts: dict[str, str]) -> dict[str, str]:
 def run(options: argparse.Namespace, device: Device) -> GpuReport:
     """Measure what the options ask for."""
     company, facts = Company(), device.facts()
+    before = device.state()
     taking_part = entrants.find(device.type)
     absent = {
         backend: taking_part.absent.get(f"fastclip {backend}") for backend in entrants.BACKENDS
@@ -162,6 +165,8 @@ def run(options: argparse.Namespace, device: Device) -> GpuReport:
     speed = copy_speed(device, COPIED_BYTES[device.type], effort)
     bench = Bench(device, taking_part.entrants, effort, speed)
     found = measure(options, bench)
+    for when, state in (("before", before), ("right after", device.state())):
+        facts |= {f"{what}, {when}": value for what, value in state.items()}
     rows = found.rows
     ours = {entrant.name for entrant in taking_part.entrants if entrant.is_ours}
     failures = missing_backends(absent, device.is_gpu, torch.version.cuda is not None)

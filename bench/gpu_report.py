@@ -9,7 +9,6 @@ from entrants import CLIPPER, STOCK
 from fused_or_split import CAVEAT, Choice
 from gpu_rows import Entry, GpuRow, HostTime
 from machine import Machine
-from report import company_text
 from roofline import (
     LAUNCH_MICROSECONDS,
     Work,
@@ -114,7 +113,9 @@ HOW = """\
 - GB/s: counted bytes over the device's time. The norm reads every gradient byte once; a scale reads
   it once more and writes it; who scales when nothing is clipped shows in "written".
 - of copy: those GB/s over what a large copy on this device reads and writes in a second.
-- off by: the error of the norm, relative to float64."""
+- off by: the error of the norm, relative to float64.
+- apex has kernels for float32 and float16 alone: its clip of bfloat16 gradients is torch's
+  operations, tensor by tensor (apex/contrib/clip_grad/clip_grad.py)."""
 
 
 def _facts(report: GpuReport) -> str:
@@ -125,11 +126,16 @@ def _facts(report: GpuReport) -> str:
         **report["versions"],
         **report["settings"],
         "processor": f"{machine['cpu']}, {machine['cores']} cores",
-        "others on it": company_text(machine["others_share"]),
+        "others on it (of the host: for host times alone)": _others(machine["others_share"]),
         "date": machine["date"],
         "commit": machine["commit"] or "unknown",
     }
     return _table(report, ["what", "value"], list(map(list, told.items())))
+
+
+def _others(share: float | None) -> str:
+    """Say how busy the host was, without a verdict: the GPU's times do not depend on it."""
+    return "unknown" if share is None else f"{share:.1%} of the processors' time"
 
 
 def _absent(report: GpuReport) -> list[str]:

@@ -59,8 +59,14 @@ def tables(text: str) -> list[str]:
 
 @needs_native
 def test_a_run_on_the_cpu_says_everywhere_that_it_is_of_no_gpu(
-    modes: list[str], others: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    modes: list[str],
+    others: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    states = iter(({"clock": "210 MHz"}, {"clock": "1980 MHz"}))
+    monkeypatch.setattr(devices.CpuDevice, "state", lambda _: next(states))
     out = tmp_path / "out"
     assert gpu.main([*QUICK, "--dtypes", "float32", "bfloat16", "--out", str(out)]) == 0
     text = (out / "report.md").read_text(encoding="utf-8")
@@ -70,6 +76,8 @@ def test_a_run_on_the_cpu_says_everywhere_that_it_is_of_no_gpu(
     assert (out / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     found = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert found["is_gpu"] is False
+    clocks = (found["facts"]["clock, before"], found["facts"]["clock, right after"])
+    assert clocks == ("210 MHz", "1980 MHz")
     named = {"driver", "CUDA (torch's)", "CUDA (fastclip's)", "torch", "triton", "fastclip"}
     assert found["versions"].keys() == named
     assert found["machine"]["date"] and "commit" in found["machine"]
