@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from entrants import CLIPPER, STOCK
+from entrants import STOCK
 from fused_or_split import CAVEAT, Choice
+from gpu_predictions import predictions, predictions_note
 from gpu_rows import Entry, GpuRow, HostTime
 from machine import Machine
-from roofline import (
-    LAUNCH_MICROSECONDS,
-    Work,
-    fastclip_work,
-    known_gpu,
-    significant,
-    stock_work,
-)
+from roofline import significant
 from shapes import CASES
-from stock_launches import Limits, limits_of
 
 NOT_A_GPU = "NOT a GPU measurement"
 
@@ -87,7 +80,7 @@ def markdown(report: GpuReport) -> str:
         "## Stock's time over each entrant's",
         _ratios(report),
         "## Measured beside predicted",
-        _bandwidth_note(report),
+        predictions_note(report),
         _predictions(report),
         "## The host's time for lists of tiny tensors",
         _host_times(report),
@@ -174,59 +167,12 @@ def _ratios(report: GpuReport) -> str:
     return _table(report, ["case", "dtype", "", *names], lines)
 
 
-def predicted_work(row: GpuRow, name: str, limits: Limits) -> Work | None:
-    """Return the work that docs/roofline.md expects of an entrant, if it speaks of it.
-
-    Stock's launches depend on the CUDA that its torch is built with: on the limits of one.
-    """
-    case = CASES[row["case"]]
-    if name == STOCK:
-        return stock_work(case, limits)
-    if name in ("native auto", "native fused", f"native {CLIPPER}"):
-        return fastclip_work(case, row["clipped"])
-    if name == "native split":
-        return fastclip_work(case, row["clipped"], split=True)
-    return None
-
-
-def _bandwidth(report: GpuReport) -> float:
-    gpu = known_gpu(report["device_name"]) if report["is_gpu"] else None
-    return report["copy_gb_per_s"] * 1e9 if gpu is None else gpu.bytes_per_second
-
-
-def _bandwidth_note(report: GpuReport) -> str:
-    gpu = known_gpu(report["device_name"]) if report["is_gpu"] else None
-    whose = (
-        f"the measured copy's ({report['copy_gb_per_s']:.0f} GB/s), since docs/roofline.md does"
-        " not hold this device"
-        if gpu is None
-        else f"the data sheet's ({gpu.said}), as in docs/roofline.md"
-    )
-    return (
-        f"Predicted: bytes / bandwidth + launches x {LAUNCH_MICROSECONDS:g} us (assumed)."
-        f" The bandwidth is {whose}. Stock's launches are those of {_built(report['cuda'])}, which"
-        f" takes up to {limits_of(report['cuda']).max_tensors} tensors in one."
-    )
-
-
-def _built(cuda: str | None) -> str:
-    return "a torch built without CUDA" if cuda is None else f"a torch built with CUDA {cuda}"
-
-
 def _predictions(report: GpuReport) -> str:
-    lines: list[list[str]] = []
-    limits = limits_of(report["cuda"])
-    for row in report["rows"]:
-        for name, entry in row["entries"].items():
-            work = predicted_work(row, name, limits)
-            if work is None:
-                continue
-            predicted = work.seconds(row["gradient_bytes"], _bandwidth(report)) * 1e6
-            measured = entry["device"]["median"] * 1e3
-            cells = [row["case"], row["dtype"], _clipped(row), name]
-            cells += [significant(measured), significant(predicted)]
-            lines.append([*cells, f"{measured / predicted:.2f}"])
     header = ["case", "dtype", "", "entrant", "measured us", "predicted us", "ratio"]
+    lines = [
+        [row["case"], row["dtype"], _clipped(row), name, *cells]
+        for row, name, cells in predictions(report)
+    ]
     return _table(report, header, lines)
 
 

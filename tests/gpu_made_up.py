@@ -17,8 +17,10 @@ from gpu_report import GpuReport
 from gpu_rows import Entry, GpuRow, HostTime
 from machine import Company, describe
 from measure import Milliseconds
+from shapes import Case
 
 N_BYTES = 64_000 * 4
+FIVE = Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")
 
 
 def milliseconds(value: float) -> Milliseconds:
@@ -103,6 +105,21 @@ def clip_mode() -> tuple[ModuleType, list[str]]:
     module, modes = ModuleType("fastclip.backends.clip_mode"), ["auto"]
     vars(module).update(set_clip_mode=modes.append, clip_mode=lambda: modes[-1])
     return module, modes
+
+
+def choose_forms(patch: pytest.MonkeyPatch) -> list[str]:
+    """Let the forms be chosen; returns those that were, in order."""
+    module, chosen = clip_mode()
+    patch.setitem(sys.modules, "fastclip.backends.clip_mode", module)
+    return chosen
+
+
+def install_others(patch: pytest.MonkeyPatch) -> None:
+    """Let apex and TransformerEngine be imported."""
+    install(patch, "amp_C")
+    install(patch, "apex.contrib.clip_grad", clip_grad_norm_=torch.nn.utils.clip_grad_norm_)
+    engine = vars(transformer_engine(on_device=True))
+    install(patch, "transformer_engine.pytorch.optimizers", **engine)
 
 
 def install(patch: pytest.MonkeyPatch, name: str, **contents: object) -> None:

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_made_up
 import pytest
 import torch
-from gpu_made_up import install, ours
+from gpu_made_up import choose_forms, install_others, ours
 from source_tree import ROOT
 from torch import Tensor
 
@@ -17,7 +16,6 @@ import fastclip
 
 sys.path.append(str(ROOT / "bench"))
 
-import clip_form
 import devices
 import entrants
 import gpu
@@ -25,27 +23,9 @@ import gpu_rows
 from gradients import Gradients
 from shapes import Case
 
-FIVE = Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")
 QUICK = ["--device", "cpu", "--quick", "--cases", "1000x64"]
 
 needs_native = pytest.mark.skipif(not fastclip.build_info()["native"], reason="needs fastclip._C")
-
-
-@pytest.fixture
-def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let the forms be chosen; returns those that were, in order."""
-    module, chosen = gpu_made_up.clip_mode()
-    monkeypatch.setitem(sys.modules, "fastclip.backends.clip_mode", module)
-    return chosen
-
-
-@pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let apex and TransformerEngine be imported."""
-    install(monkeypatch, "amp_C")
-    install(monkeypatch, "apex.contrib.clip_grad", clip_grad_norm_=torch.nn.utils.clip_grad_norm_)
-    engine = vars(gpu_made_up.transformer_engine(on_device=True))
-    install(monkeypatch, "transformer_engine.pytorch.optimizers", **engine)
 
 
 def tables(text: str) -> list[str]:
@@ -60,11 +40,11 @@ def tables(text: str) -> list[str]:
 @needs_native
 def test_a_run_on_the_cpu_says_everywhere_that_it_is_of_no_gpu(
     monkeypatch: pytest.MonkeyPatch,
-    modes: list[str],
-    others: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    modes = choose_forms(monkeypatch)
+    install_others(monkeypatch)
     states = iter(({"clock": "210 MHz"}, {"clock": "1980 MHz"}))
     monkeypatch.setattr(devices.CpuDevice, "state", lambda _: next(states))
     out = tmp_path / "out"
@@ -168,9 +148,7 @@ def one_case_without_memory(case: Case, dtype: str, device: str) -> Gradients:
     return Gradients(case, dtype, device)
 
 
-def test_too_little_memory_costs_one_case(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, modes: list[str]
-) -> None:
+def test_too_little_memory_costs_one_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     freed: list[int] = []
     monkeypatch.setattr(devices.CpuDevice, "free_memory", lambda _: freed.append(1))
     monkeypatch.setattr(gpu, "Gradients", one_case_without_memory)
@@ -246,66 +224,3 @@ def test_without_a_gpu_one_sentence_says_so(
     for line, who in zip(told.err.splitlines(), ("bench/gpu.py", "make gpu"), strict=True):
         assert line.startswith(f"{who}: a GPU is needed: torch {torch.__version__} ")
     assert not (tmp_path / "out").exists()
-
-
-# --- who takes part -----------------------------------------------------------------------------
-
-
-def test_a_backend_that_cannot_run_is_absent_with_its_reasons(
-    monkeypatch: pytest.MonkeyPatch, modes: list[str]
-) -> None:
-    reasons = {"native": ["no driver", "no kernels"], "triton": [], "reference": []}
-    monkeypatch.setattr(fastclip, "backend_report", lambda _: reasons)
-    field = entrants.find("cuda")
-    assert field.absent["fastclip native"] == "no driver; no kernels"
-    names = [entrant.name for entrant in field.entrants if entrant.is_ours]
-    assert names == ["triton auto", "triton fused", "triton split", "triton GradClipper"]
-    reasons.pop("triton")
-    assert "has no such backend" in entrants.find("cuda").absent["fastclip triton"]
-
-
-def test_forms_are_absent_where_they_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_form, "_chooser", lambda: None)
-    monkeypatch.setattr(fastclip, "backend_report", lambda _: {"native": [], "triton": ["none"]})
-    field = entrants.find("cuda")
-    assert {"native fused", "native split"} <= field.absent.keys()
-    with clip_form.in_form("auto"):
-        pass
-    with pytest.raises(ValueError, match="form must be auto"), clip_form.in_form("split"):
-        pass
-
-
-def test_a_form_is_given_back_after_an_error(modes: list[str]) -> None:
-    with pytest.raises(KeyError), clip_form.in_form("split"):
-        raise KeyError
-    assert modes == ["auto", "split", "auto"]
-
-
-def test_apex_without_its_kernels_is_absent(monkeypatch: pytest.MonkeyPatch, others: None) -> None:
-    assert "apex" not in entrants.find("cpu").absent
-    monkeypatch.delitem(sys.modules, "amp_C")
-    # It would call torch's clip without a word.
-    assert "amp_C" in entrants.find("cpu").absent["apex"]
-
-
-@pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("clipped", [False, True])
-def test_transformer_engine_clips_with_its_norm_and_its_scale(
-    monkeypatch: pytest.MonkeyPatch, on_device: bool, clipped: bool
-) -> None:
-    engine = vars(gpu_made_up.transformer_engine(on_device))
-    install(monkeypatch, "transformer_engine.pytorch.optimizers", **engine)
-    entrant = entrants.find("cpu").entrants[-1]
-    assert entrant.name == "TransformerEngine"
-    assert entrant.passes(False) == ((2, 1) if on_device else (1, 0))
-    assert entrant.not_captured == (None if on_device else entrants.READS_BACK)
-    gradients = Gradients(FIVE, "float32")
-    total_norm = entrant.prepare(gradients, gradients.max_norm(clipped))()
-    assert gradients.norm_error(total_norm) < 1e-6
-    gradients.check("it is as good as ours here", total_norm, clipped)
-
-
-def test_transformer_engine_of_another_make_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, "transformer_engine.pytorch.optimizers", multi_tensor_applier=None)
-    told = entrants.find("cpu").absent["TransformerEngine"]
-    assert told.startswith("AttributeError") and "multi_tensor_l2norm" in told

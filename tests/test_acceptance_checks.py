@@ -86,6 +86,12 @@ def test_make_gpu_builds_cuda_kernels_for_a_torch_with_cuda(tmp_path: Path) -> N
     assert "FASTCLIP_BUILD=cpu " in recipe(f"VENV={tmp_path}", "FASTCLIP_BUILD=cpu")
 
 
+def test_make_gpu_runs_every_file_that_needs_a_gpu() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    marked = [path.name for path, text in texts.items() if "pytest.mark.gpu" in text]
+    assert set(marked) - {Path(__file__).name} == {"test_gpu.py"}
+
+
 @pytest.mark.parametrize(("cuda", "build"), [("13.0", "cuda"), (None, "auto")])
 def test_what_is_built_follows_from_torch(
     monkeypatch: pytest.MonkeyPatch,
