@@ -20,7 +20,7 @@ GPU_STAMPS := $(VENV)/.has-gpu-*
 GPU_REPORT ?= gpu-report
 SANITIZER ?= $(shell command -v compute-sanitizer 2> /dev/null)
 SANITIZED := $(VENV)/sanitized.txt
-# Of an environment in which torch misses NumPy.
+# Before NumPy is installed torch warns of it, where one sentence is to stand alone.
 QUIETLY := -W ignore
 
 # A torch with CUDA is to be measured with CUDA kernels: to build without them must be asked for.
@@ -59,8 +59,8 @@ bench: $(ALL_STAMP)
 # that fail do not keep the times from being taken: bench/gpu.py judges, and fails in the end.
 gpu: $(TORCH_STAMP)
 	@$(BIN)/python $(QUIETLY) bench/devices.py
-	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	rm -f $(VENV)/gpu.xml $(SANITIZED) $(addprefix $(GPU_REPORT)/report.,md png json)
+	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	-cd $(VENV) && TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) $(CURDIR)/tests/test_gpu.py
 	-$(RUN_SANITIZER)
