@@ -31,14 +31,18 @@ JUNIT = """<testsuites><testsuite>
 # --- the recipe ---------------------------------------------------------------------------------
 
 
-def recipe(*variables: str) -> str:
-    """Return what `make gpu` would run, whatever variables the tests were started with."""
+def clean_environment() -> dict[str, str]:
+    """Return the environment without the variables that the tests may have been started with."""
     ours = ("FASTCLIP_BUILD", "SANITIZER", "VENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def recipe(*variables: str) -> str:
+    """Return what `make gpu` would run."""
     done = subprocess.run(
         ["make", "-n", "gpu", "TORCH=any", *variables],
         cwd=ROOT,
-        env=environ,
+        env=clean_environment(),
         check=True,
         capture_output=True,
         text=True,
@@ -59,13 +63,47 @@ def test_make_gpu_asks_for_a_gpu_then_tests_then_times(sanitizer: str) -> None:
     assert told.count("TRITON_INTERPRET=0") == 2
 
 
+# Logs what it runs; fails at the tests and under the sanitizer, and at the times if told so.
+FAKE_PYTHON = """#!/bin/sh
+echo "$@" >> "$LOG"
+case "$*" in
+*--build*) echo cuda ;;
+bench/gpu.py*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
+"-m pytest"*|bench/sanitize.py*) exit 1 ;;
+esac
+"""
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_make_gpu_goes_on_after_tests_that_fail() -> None:
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    lines = text.partition("\ngpu: ")[2].partition("\n\n")[0].splitlines()
-    lenient = [line for line in lines if line.startswith("\t-")]
-    assert len(lenient) == 2 and "TRITON_INTERPRET=0" in lenient[0]
-    assert lenient[1] == "\t-$(RUN_SANITIZER)"
+@pytest.mark.parametrize("status", [0, 1])
+def test_make_gpu_takes_the_times_though_tests_fail(tmp_path: Path, status: int) -> None:
+    venv, out, log = tmp_path / "env", tmp_path / "report", tmp_path / "env" / "log"
+    (venv / "bin").mkdir(parents=True)
+    out.mkdir()
+    python = venv / "bin" / "python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    old = [out / "report.md", out / "report.png", venv / "gpu.xml", venv / "sanitized.txt"]
+    for file in old:
+        file.write_text("of an older run")
+    environ = {"LOG": str(log), "REPORT": str(out), "STATUS": str(status)}
+    variables = ("TORCH=any", f"VENV={venv}", f"GPU_REPORT={out}", "SANITIZER=")
+    done = subprocess.run(
+        ["make", "gpu", *variables],
+        cwd=ROOT,
+        env={**clean_environment(), **environ},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    # What takes the times decides, alone.
+    assert (done.returncode == 0) is (status == 0), done.stderr
+    told = log.read_text(encoding="utf-8")
+    steps = ("-m pytest", "bench/sanitize.py", "bench/gpu.py")
+    assert [told.index(step) for step in steps] == sorted(told.index(step) for step in steps)
+    # They were gone before the times were taken.
+    listed = told.rpartition("--sanitizer")[2].splitlines()[1:]
+    assert not {file.name for file in old} & set(listed)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
