@@ -17,7 +17,7 @@ import fastclip
 from fastclip import backends
 from fastclip.backends import base, native, triton
 from fastclip.backends.triton import TritonBackend
-from fastclip.backends.triton.call import first_line_of, is_passing
+from fastclip.backends.triton.call import LaunchError, first_line_of, is_passing
 from fastclip.backends.triton.packing import PackedList
 
 
@@ -149,6 +149,26 @@ def test_a_gpu_that_triton_can_run_on_is_asked_once(checks: list[Exception | Non
     for _ in range(2):
         assert TritonBackend().unavailable_reasons("cuda") == []
     assert checks == []
+
+
+def refused(error: Exception) -> LaunchError:
+    """Return what a launch raises that failed so."""
+    refusal = LaunchError("Triton cannot launch finish_kernel")
+    refusal.__cause__ = error
+    return refusal
+
+
+def test_a_gpu_whose_launches_are_refused_is_asked_once(checks: list[Exception | None]) -> None:
+    checks.append(refused(NO_COMPILER))
+    for _ in range(2):
+        reasons = TritonBackend().unavailable_reasons("cuda")
+        assert reasons == ["Triton cannot launch finish_kernel"]
+
+
+def test_a_gpu_whose_launches_may_pass_is_asked_again(checks: list[Exception | None]) -> None:
+    checks += [refused(OSError("No space left on device")), None]
+    assert TritonBackend().unavailable_reasons("cuda") != []
+    assert TritonBackend().unavailable_reasons("cuda") == []
 
 
 @pytest.mark.parametrize(

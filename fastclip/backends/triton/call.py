@@ -182,7 +182,8 @@ _refused: dict[tuple[object, ...], str] = {}
 
 def is_passing(error: Exception) -> bool:
     """Tell whether what failed may work at the next call: memory, files and captures change."""
-    if isinstance(error, (OSError, torch.OutOfMemoryError)):
+    origin = error.__cause__ if isinstance(error, LaunchError) else error
+    if isinstance(origin, (OSError, torch.OutOfMemoryError)):
         return True
     return any(text in str(error).lower() for text in ("out of memory", "captur"))
 
