@@ -64,8 +64,8 @@ gpu: $(TORCH_STAMP)
 	-cd $(VENV) && TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) $(CURDIR)/tests/test_gpu.py
 	-$(RUN_SANITIZER)
-	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py --out $(GPU_REPORT) --junit $(VENV)/gpu.xml \
-		--sanitizer $(SANITIZED) $(GPU_FLAGS)
+	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py $(GPU_FLAGS) --out $(GPU_REPORT) \
+		--junit $(VENV)/gpu.xml --sanitizer $(SANITIZED)
 
 # On a machine with a GPU: its tests under each of compute-sanitizer's tools.
 sanitize: $(TORCH_STAMP)

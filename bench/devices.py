@@ -31,6 +31,8 @@ AHEAD_MS = 0.1
 """The same for what the host does around a call: it records the events."""
 
 CALIBRATED_CYCLES = 10_000_000
+CALIBRATIONS, CALIBRATED = 50, 9
+"""Spins, together some 0.3 s at the clocks of a GPU that works, and how many of the last count."""
 
 FLUSH_IN_L2S = 4
 """The buffer that a flush writes and reads, in multiples of L2."""
@@ -155,8 +157,9 @@ class CudaDevice(Device):
 
     def _calibrated(self) -> float:
         """Return how many cycles of ``torch.cuda._sleep`` are a millisecond, by events."""
-        # The first pays for loading the kernel.
-        _, *taken = (self.clock(partial(_spin, CALIBRATED_CYCLES))[1] for _ in range(4))
+        # The first pay for loading the kernel, and wake the GPU from its idle clocks.
+        spin = partial(_spin, CALIBRATED_CYCLES)
+        taken = [self.clock(spin)[1] for _ in range(CALIBRATIONS)][-CALIBRATED:]
         return CALIBRATED_CYCLES / (median(taken) / 1e6)
 
     def clock(self, call: Callable[[], object]) -> tuple[object, float]:
@@ -190,10 +193,12 @@ class CudaDevice(Device):
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
-                call()
-        here.wait_stream(aside)
+        try:
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    call()
+        finally:
+            here.wait_stream(aside)
         try:
             # A capture that fails leaves its own stream the current one.
             with torch.cuda.stream(here), torch.cuda.graph(graph):

@@ -54,12 +54,17 @@ class Choice(TypedDict):
 
 @dataclass(frozen=True)
 class _Pair:
-    """A row that holds both forms: the medians in milliseconds, and the ratio within a round."""
+    """A row that holds both forms: the medians in milliseconds, and the ratio within a round.
+
+    ``is_late``: in half of the rounds of a form or more the host was late, so that the median is of
+    its time, too.
+    """
 
     row: GpuRow
     fused_ms: float
     split_ms: float
     ratio: float
+    is_late: bool
 
     def title(self) -> str:
         clipped = "clipped" if self.row["clipped"] else "not clipped"
@@ -70,9 +75,12 @@ def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | Non
     """Compare the time that the forms of one backend take for all models together."""
     if absent is not None:
         return _unknown(backend, f"not measured: {absent}")
-    pairs = _pairs(rows, backend)
-    if not pairs:
+    measured = _pairs(rows, backend)
+    if not measured:
         return _unknown(backend, "not measured: no case was timed in both forms")
+    pairs = [pair for pair in measured if not pair.is_late]
+    late = [pair.title() for pair in measured if pair.is_late]
+    left_out = [f"left out, as the host was late there: {'; '.join(late)}"] if late else []
     models = [pair for pair in pairs if CASES[pair.row["case"]].is_model]
     small = [pair for pair in pairs if _is_many_small(CASES[pair.row["case"]])]
     ratios = {
@@ -83,12 +91,13 @@ def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | Non
     if not is_gpu:
         return _unknown(backend, "no choice: this is NOT a GPU measurement", ratios)
     if not models:
-        told = f"no choice: no model was timed in both forms; {_means(ratios)}"
-        return _unknown(backend, told, ratios)
+        parts = ["no choice: no model was timed in both forms", *left_out, _means(ratios)]
+        return _unknown(backend, "; ".join(filter(None, parts)), ratios)
     over = sum(pair.fused_ms for pair in models) / sum(pair.split_ms for pair in models)
     default, told = _verdict(over)
     against = [pair.title() for pair in pairs if _goes_against(default, pair.ratio)]
-    parts = [f"{told}: fused time / split time of all models together {over:.3f}", _means(ratios)]
+    parts = [f"{told}: fused time / split time of all models together {over:.3f}", *left_out]
+    parts.append(_means(ratios))
     if against:
         parts.insert(1, f"mixed, since these cases go against it: {'; '.join(against)}")
     return Choice(
@@ -120,7 +129,9 @@ def _pairs(rows: Sequence[GpuRow], backend: str) -> list[_Pair]:
             continue
         times = fused["device"], split["device"]
         ratio = median(map(truediv, times[0]["rounds"], times[1]["rounds"]))
-        found.append(_Pair(row, times[0]["median"], times[1]["median"], ratio))
+        late = [2 * entry["rounds_not_ahead"] for entry in (fused, split)]
+        is_late = max(late) >= len(times[0]["rounds"])
+        found.append(_Pair(row, times[0]["median"], times[1]["median"], ratio, is_late))
     return found
 
 

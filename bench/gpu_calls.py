@@ -138,6 +138,8 @@ class Calls:
         """Time calls in alternation, each on restored gradients and a device that is ready."""
         left = dict(calls)
         while left:
+            # What a call did that was dropped, here or in a check, must not be what others work on.
+            self.gradients.restore()
             late: dict[str, list[bool]] = {name: [] for name in left}
             contenders = {
                 name: Contender(
@@ -198,6 +200,8 @@ class Calls:
     def _lose_replay(self, name: str, error: Exception) -> None:
         is_refused = isinstance(error, NotCapturedError)
         self.not_replayed[name] = str(error) if is_refused else reason_of(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            return  # a graph keeps memory of its own: no fault of the call
         if self.entrants[name].is_ours and not isinstance(error, NotTriedError):
             self._fail(name, f"as a graph's replay: {self.not_replayed[name]}")
 

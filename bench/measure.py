@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -158,7 +159,10 @@ def check_coefficient(who: str, max_norm: float, clipped: bool, total_norm: obje
     """Raise WrongResultError for a call that clips where it must not, or the other way round."""
     if not isinstance(total_norm, Tensor):
         raise WrongResultError(f"{who}: must return a tensor (got {type(total_norm).__name__})")
-    clip_coef = coefficient(max_norm, float(total_norm))
+    norm = float(total_norm)
+    if math.isnan(norm):
+        raise WrongResultError(f"{who}: must return a number (got nan)")
+    clip_coef = coefficient(max_norm, norm)
     if (clip_coef < 1.0) is not clipped:
         wanted = "below 1" if clipped else "1"
         raise WrongResultError(f"{who}: clip_coef must be {wanted} (got {clip_coef!r})")

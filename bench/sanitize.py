@@ -71,7 +71,11 @@ def run(run: Run, options: argparse.Namespace) -> str:
     command += [*run.pytest, str(ROOT / "tests" / "test_gpu.py")]
     environ = {**os.environ, "TRITON_INTERPRET": "0", **run.environ}
     # Not from the source tree: the tests must see the installed package.
-    status = subprocess.run(command, env=environ, cwd=options.out.parent, check=False).returncode
+    folder = options.out.parent
+    try:
+        status = subprocess.run(command, env=environ, cwd=folder, check=False).returncode
+    except OSError as error:
+        return f"{FAILED}, {error}"
     if status == 0:
         return CLEAN
     return REPORTED if status == COMPLAINT else f"{FAILED}, exit status {status}"
@@ -86,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     options.out = options.out.absolute()
+    if "/" in options.sanitizer:  # the tests run in another folder
+        options.sanitizer = str(Path(options.sanitizer).absolute())
     if not options.sanitizer:
         options.out.write_text(f"{SKIPPED}\n", encoding="utf-8")
         print(SKIPPED)

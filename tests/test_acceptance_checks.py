@@ -196,6 +196,16 @@ def test_a_complaint_is_written_and_the_other_tools_still_run(
     assert check.failures == [f"compute-sanitizer: racecheck: {told}"]
 
 
+def test_a_sanitizer_by_a_relative_path(monkeypatch: pytest.MonkeyPatch, tool: Path) -> None:
+    monkeypatch.chdir(tool.parent)
+    out = tool.parent / "elsewhere" / "sanitized.txt"
+    out.parent.mkdir()
+    assert sanitize.main(["--sanitizer", f"./{tool.name}", "--out", str(out)]) == 0
+    tool.unlink()
+    assert sanitize.main(["--sanitizer", f"./{tool.name}", "--out", str(out)]) == 1
+    assert "memcheck: TESTS FAILED, [Errno 2]" in out.read_text(encoding="utf-8")
+
+
 def test_without_the_sanitizer_its_check_is_skipped(tmp_path: Path) -> None:
     out = tmp_path / "sanitized.txt"
     assert sanitize.main(["--sanitizer", "", "--out", str(out)]) == 1

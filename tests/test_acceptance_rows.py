@@ -1,5 +1,6 @@
 """What bench/gpu.py times of one case: on the CPU, with entrants and devices that fail."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,6 +101,36 @@ def test_anothers_wrong_or_missing_result_is_told_and_not_timed() -> None:
     assert found["not_timed"]["refuses"] == "RuntimeError: no kernel image"
     text = gpu_report.markdown(report([{**found, "case": "1000x64"}]))
     assert "- refuses at 1000x64 bfloat16, clipped: RuntimeError: no kernel image" in text
+
+
+@pytest.mark.parametrize("factor", [1000.0, math.nan])
+def test_what_a_wrong_call_wrote_is_undone_before_others_are_timed(factor: float) -> None:
+    def prepare(gradients: Gradients, max_norm: float) -> devices.Clip:
+        def call() -> Tensor:
+            for grad in gradients.grads:
+                grad.mul_(factor)
+            return torch.tensor(1.0)
+
+        return call
+
+    gradients = Gradients(FIVE, "float32")
+    bench = bench_of(devices.CpuDevice(), ours(), entrants.Entrant("last", prepare))
+    found = gpu_rows.measure_row(bench, gradients, clipped=False)
+    assert list(found["entries"]) == ["stock", "ours"] and found["failures"] == []
+    assert "last" in found["not_timed"]
+    for grad, saved in zip(gradients.grads, gradients.saved, strict=True):
+        assert torch.equal(grad, saved)
+
+
+def test_a_replay_without_memory_is_no_fault() -> None:
+    class Small(devices.CpuDevice):
+        def _capture(self, call: devices.Clip) -> devices.Clip:
+            raise torch.OutOfMemoryError(f"CUDA out of memory for {type(call).__name__}")
+
+    found = gpu_rows.measure_row(bench_of(Small(), ours()), Gradients(FIVE, "float32"), True)
+    assert found["failures"] == []
+    told = found["entries"]["ours"]["not_replayed"]
+    assert told is not None and told.startswith("OutOfMemoryError: CUDA out of memory")
 
 
 def failing_at(call_number: int, error: Exception) -> Callable[[Gradients, float], devices.Clip]:

@@ -50,6 +50,20 @@ def test_cpu_gradients_are_refused_before_triton_is_imported(
 
 
 @pytest.mark.usefixtures("not_interpreted")
+@pytest.mark.parametrize("grad", (torch.ones(4, dtype=torch.complex64), torch.ones(2).to_sparse()))
+def test_parameters_that_are_no_tensors(monkeypatch: pytest.MonkeyPatch, grad: Tensor) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked for a GPU"))
+    held = cast("list[Tensor]", [SimpleNamespace(grad=grad.clone())])
+    wanted = math.sqrt(grad._nnz() if grad.is_sparse else grad.numel())
+    for has_extension in (True, False):
+        if not has_extension:
+            monkeypatch.setattr(native, "packer", lambda: None)
+        assert fastclip.clip_grad_norm_(held, 9.0).item() == pytest.approx(wanted)
+        with pytest.raises(RuntimeError, match='backend "triton" cannot run this'):
+            fastclip.clip_grad_norm_(held, 9.0, backend="triton")
+
+
+@pytest.mark.usefixtures("not_interpreted")
 def test_without_triton_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     has_gpu(monkeypatch)
     original = builtins.__import__

@@ -80,6 +80,7 @@ def test_a_refused_launch_is_two() -> None:
 def test_a_refusal_is_remembered_and_a_lack_of_memory_is_not() -> None:
     found = forms()
     assert len(found["not raised"]) == 1
+    assert kernels(found["fewer programs"]) == ["clip_kernel"]
     assert kernels(found["memory again"]) == ["clip_kernel"]
 
 

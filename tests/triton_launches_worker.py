@@ -89,6 +89,7 @@ def forms(recorder: Recorder) -> object:
     run("refused before", lambda: clip(sizes, torch.float32))
     found["not raised"] = [{"error": str(error)} for error in recorder.errors]
     recorder.errors.clear()
+    run("fewer programs", lambda: clip([70_000], torch.float32))
     call._refused.clear()
     recorder.errors.append(RuntimeError("Triton Error [CUDA]: out of memory"))
     run("out of memory", lambda: clip(sizes, torch.float32))

@@ -193,9 +193,10 @@ def _clip(
 
 def _check_devices(tensors: list[Tensor]) -> None:
     # Lists on the CPU come here when the native backend refuses them, and whether there is a GPU
-    # is not asked for their sake: that would keep a process from forking.
-    if tensors and not is_interpreted() and not any(getattr(t, "is_cuda", False) for t in tensors):
-        raise UnsupportedError([f"device {tensors[0].device} (supported: cuda)"])
+    # is not asked for their sake: that would keep a process from forking. Of parameters that are
+    # no tensors, which have no device, the gradients are asked later.
+    if tensors and not is_interpreted() and all(getattr(t, "is_cpu", False) for t in tensors):
+        raise UnsupportedError(["device cpu (supported: cuda)"])
 
 
 def _check_norm_type(norm_type: float) -> None:

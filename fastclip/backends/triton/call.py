@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -156,8 +157,8 @@ def launch(
     options = _options(device, is_cooperative)
     key = (kernel.fn.__name__, device, is_cooperative, *constants.items())
     known = _refused.get(key)
-    if known is not None:
-        raise LaunchError(known)
+    if known is not None and programs >= known.programs:
+        raise LaunchError(known.reason)
     try:
         kernel[(programs,)](*arguments, **constants, **options)
     except torch.OutOfMemoryError:
@@ -165,7 +166,7 @@ def launch(
     except Exception as error:
         text = f"Triton cannot launch {key[0]} on device {device}: {first_line_of(error)}"
         if not is_passing(error):
-            _refused[key] = text
+            _refused[key] = Refusal(text, programs if is_cooperative else 0)
         raise LaunchError(text) from error
 
 
@@ -176,8 +177,16 @@ class LaunchError(UnsupportedError):
         super().__init__([reason], f"fastclip: {WITHOUT_KERNELS}: {reason}")
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a kernel was not launched, and how many programs were the fewest that were too many."""
+
+    reason: str
+    programs: int
+
+
 # A compiler may take seconds to refuse a kernel: it is asked once.
-_refused: dict[tuple[object, ...], str] = {}
+_refused: dict[tuple[object, ...], Refusal] = {}
 
 
 def is_passing(error: Exception) -> bool:
