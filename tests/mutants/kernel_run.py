@@ -9,7 +9,6 @@ not stand in the source exactly once, or if a case fails without any fault.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -23,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import command
 from kernel_faults import FAULTS, KernelFault
-from texts import ROOT, check_texts
+from texts import ROOT, check_texts, plant_text
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -86,9 +86,7 @@ def build_unharmed(build: Build, out: Path) -> Unharmed:
 def build_with(fault: KernelFault, unharmed: Unharmed, tree: Path) -> Path:
     """Build the program from a copy of the sources with one fault: what it touches, no more."""
     shutil.copytree(ROOT / "csrc", tree / "csrc")
-    path = tree / fault.file
-    source = path.read_text(encoding="utf-8")
-    path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+    path = plant_text(fault, tree)
     harmed = [each for each in kernel_sources(tree / "csrc") if includes(each, path)]
     out = tree / "out"
     out.mkdir()
@@ -203,10 +201,7 @@ def run_all(faults: Sequence[KernelFault], jobs: int, scratch: Path) -> list[Out
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Plant faults in the kernels and see cases fail.")
-    parser.add_argument("--only", default="", help="only faults whose name holds this")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time; default 2")
-    options = parser.parse_args()
+    options = command.parse("Plant faults in the kernels and see cases fail.")
     reason = emulator.missing()
     if reason is not None:
         raise SystemExit(f"{HARNESS_FAILED}: {reason}")
@@ -215,10 +210,8 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = run_all(faults, options.jobs, Path(scratch).resolve())
-    missed = [outcome for outcome in outcomes if outcome.case is None]
-    seconds = time.monotonic() - began
-    print(f"{len(faults) - len(missed)} of {len(faults)} faults were caught, in {seconds:.0f} s")
-    return 1 if missed or not faults else 0
+    caught = sum(outcome.case is not None for outcome in outcomes)
+    return command.conclude(caught, len(faults), time.monotonic() - began)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ text does not stand in the source exactly once, or if the tests fail without any
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -22,9 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import command
 from faults import FAULTS, Fault
 from pytest_runs import HARNESS_FAILED, installed_package, judge, run_tests
-from texts import ROOT, check_texts
+from texts import ROOT, check_texts, plant_text
 
 sys.path.append(str(ROOT))
 
@@ -143,9 +143,7 @@ def plant(builder: Builder, fault: Fault, tree: Path) -> Outcome:
     """Build a copy of the sources with one fault and run the tests that must notice it."""
     began = time.monotonic()
     shutil.copytree(ROOT / "csrc", tree / "csrc")
-    path = tree / fault.file
-    source = path.read_text(encoding="utf-8")
-    path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+    plant_text(fault, tree)
     rebuilt = builder.sources_with(fault.file)
     for each in rebuilt:
         builder.compile(tree, each)
@@ -197,10 +195,7 @@ def run_all(faults: Sequence[Fault], jobs: int, scratch: Path) -> list[Outcome]:
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Plant faults and see the tests go red.")
-    parser.add_argument("--only", default="", help="only faults whose name holds this")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time; default 2")
-    options = parser.parse_args()
+    options = command.parse("Plant faults and see the tests go red.")
     wanted = [fault for fault in FAULTS if options.only in fault.name]
     check_texts(wanted)
     check_native()
@@ -208,13 +203,11 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = run_all(faults, options.jobs, Path(scratch))
-    missed = [outcome for outcome in outcomes if not outcome.is_caught]
-    seconds = time.monotonic() - began
-    print(f"{len(faults) - len(missed)} of {len(faults)} faults were caught, in {seconds:.0f} s")
     for fault in wanted:
         if fault not in faults:
             print(f"not planted: {fault.name} (this CPU runs one instruction set alone)")
-    return 1 if missed or not faults else 0
+    caught = sum(outcome.is_caught for outcome in outcomes)
+    return command.conclude(caught, len(faults), time.monotonic() - began)
 
 
 if __name__ == "__main__":

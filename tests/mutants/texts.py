@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Text(Protocol):
-    """What is replaced: ``old``, which stands in ``file`` exactly once."""
+    """What is replaced: ``old``, which stands in ``file`` exactly once, by ``new``."""
 
     @property
     def name(self) -> str: ...
@@ -16,6 +16,16 @@ class Text(Protocol):
     def file(self) -> str: ...
     @property
     def old(self) -> str: ...
+    @property
+    def new(self) -> str: ...
+
+
+def plant_text(fault: Text, tree: Path) -> Path:
+    """Replace a fault's text in a copy of the sources; return the file."""
+    path = tree / fault.file
+    source = path.read_text(encoding="utf-8")
+    path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+    return path
 
 
 def check_texts(faults: Sequence[Text]) -> None:

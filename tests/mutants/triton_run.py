@@ -10,7 +10,6 @@ beyond 32 bits.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import sys
@@ -21,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import command
 from pytest_runs import HARNESS_FAILED, installed_package, judge, run_tests
-from texts import ROOT, check_texts
+from texts import ROOT, check_texts, plant_text
 from triton_faults import FAULTS, FOLDER, TritonFault
 
 
@@ -57,9 +57,7 @@ def plant(fault: TritonFault, site: Path) -> Outcome:
     """Run the test that must notice a fault on a copy of the package with it."""
     began = time.monotonic()
     copy_package(site)
-    path = site / fault.file
-    source = path.read_text(encoding="utf-8")
-    path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+    plant_text(fault, site)
     is_caught, said = judge_assertion(*run_tests(site, [fault.test]))
     outcome = Outcome(fault, is_caught, said, time.monotonic() - began)
     print(row(outcome), flush=True)
@@ -101,19 +99,14 @@ def run_all(faults: Sequence[TritonFault], jobs: int, scratch: Path) -> list[Out
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Plant faults in the Triton kernels.")
-    parser.add_argument("--only", default="", help="only faults whose name holds this")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time; default 2")
-    options = parser.parse_args()
+    options = command.parse("Plant faults in the Triton kernels.")
     faults = [fault for fault in FAULTS if options.only in fault.name]
     check_texts(faults)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = run_all(faults, options.jobs, Path(scratch))
-    missed = [outcome for outcome in outcomes if not outcome.is_caught]
-    seconds = time.monotonic() - began
-    print(f"{len(faults) - len(missed)} of {len(faults)} faults were caught, in {seconds:.0f} s")
-    return 1 if missed or not faults else 0
+    caught = sum(outcome.is_caught for outcome in outcomes)
+    return command.conclude(caught, len(faults), time.monotonic() - began)
 
 
 if __name__ == "__main__":
