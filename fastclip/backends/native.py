@@ -20,8 +20,6 @@ ISA_VARIABLE = "FASTCLIP_ISA"
 NO_KERNELS = "fastclip._C has no CUDA kernels"
 """As the extension words it."""
 
-WITHOUT_KERNELS = "CUDA gradients are clipped with torch operations"
-
 T = TypeVar("T")
 
 
@@ -141,10 +139,15 @@ def _warning_of(reasons: Sequence[str]) -> str | None:
     info = build_info()
     for reason in reasons:
         if reason.startswith("the CUDA kernels cannot run on"):
-            return f"fastclip: {WITHOUT_KERNELS}: {reason}"
+            return without_kernels(reason)
         if reason.startswith("device cuda") and NO_KERNELS in reason and info["mode"] != "cpu":
-            return f"fastclip: {WITHOUT_KERNELS}: {NO_KERNELS}: {info['cuda_reason']}"
+            return without_kernels(f"{NO_KERNELS}: {info['cuda_reason']}")
     return None
+
+
+def without_kernels(reason: str) -> str:
+    """Return the warning for CUDA gradients that no kernels can clip."""
+    return f"fastclip: CUDA gradients are clipped with torch operations: {reason}"
 
 
 def packer() -> types.ModuleType | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import reference
 from ..base import NO_CLIP_YET, NonFiniteError, UnsupportedError
 from ..checks import are_plain
-from ..native import WITHOUT_KERNELS
+from ..native import without_kernels
 from .packing import DTYPES, PackedList, pack_parameters, pack_tensors, prepared_pack
 
 INTERPRET_VARIABLE = "TRITON_INTERPRET"
@@ -280,7 +280,7 @@ def _launches(packed: PackedList) -> ModuleType:
     """Return the module that launches kernels, after all that may keep it from running is asked."""
     launches, reasons = _load()
     if launches is None:
-        raise UnsupportedError(reasons, f"fastclip: {WITHOUT_KERNELS}: {'; '.join(reasons)}")
+        raise UnsupportedError(reasons, without_kernels("; ".join(reasons)))
     if packed.device < 0:
         return launches
     is_asked = packed.device in _usable or packed.device in _reasons
@@ -291,7 +291,7 @@ def _launches(packed: PackedList) -> ModuleType:
         )
     reason = _why_device_cannot(packed.device)
     if reason is not None:
-        raise UnsupportedError([reason], f"fastclip: {WITHOUT_KERNELS}: {reason}")
+        raise UnsupportedError([reason], without_kernels(reason))
     return launches
 
 

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from ..base import UnsupportedError
-from ..native import WITHOUT_KERNELS
+from ..native import without_kernels
 from .device import words
 from .device.kernels import clip_kernel
 from .device.reduce import THREADS
@@ -174,7 +174,7 @@ class LaunchError(UnsupportedError):
     """Triton or the driver refused a launch: the kernel has not run."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__([reason], f"fastclip: {WITHOUT_KERNELS}: {reason}")
+        super().__init__([reason], without_kernels(reason))
 
 
 @dataclass(frozen=True)
