@@ -100,6 +100,64 @@ def test_wrapper_subclasses_are_clipped_by_their_own_operations(
         assert oracle.equal(part, oracle.scaled(whole, oracle.clip_coef(1.0, norm)))
 
 
+class Narrow(Tensor):
+    """A wrapper whose norm takes no ``dtype=``, as those of some devices do not."""
+
+    held: Tensor
+
+    def __new__(cls, held: Tensor) -> Narrow:
+        made = cast("Narrow", Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype))
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # pyright: ignore
+        cls,
+        func: torch._ops.OpOverload,
+        types: tuple[type, ...],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if "dtype" in (kwargs or {}):
+            raise NotImplementedError(f"{func} with dtype=")
+        plain = [arg.held if isinstance(arg, Narrow) else arg for arg in args]
+        result = func(*plain, **(kwargs or {}))
+        return args[0] if func._schema.is_mutable else result
+
+
+@pytest.mark.parametrize("norm_type", (2.0, 1.0, 3.0, math.inf, 0.0))
+@pytest.mark.parametrize("foreach", (None, False))
+def test_a_norm_without_dtype_is_converted(
+    any_tensor_backend: str | None, norm_type: float, foreach: bool | None
+) -> None:
+    if any_tensor_backend is None and foreach is False:
+        pytest.skip("foreach=False is the reference backend")
+    values = gradient((4, 5), torch.float32)
+    held = torch.nn.Parameter(torch.zeros(4, 5))
+    grad = Narrow(values.clone())
+    held.grad = grad
+    other = parameter(gradient(7, torch.float32, 1))
+    expected = oracle.total_norm([values, gradient(7, torch.float32, 1)], norm_type)
+    norm = fastclip.clip_grad_norm_(
+        [held, other], 0.5, norm_type, foreach=foreach, backend=any_tensor_backend
+    )
+    assert norm.dtype == torch.float32
+    assert norm.item() == pytest.approx(expected, rel=1e-6)  # summed in float32 by torch
+    assert oracle.equal(grad.held, oracle.scaled(values, oracle.clip_coef(0.5, norm)))
+    total = fastclip.get_total_norm([Narrow(values)], norm_type, backend=any_tensor_backend)
+    assert total.item() == pytest.approx(oracle.total_norm([values], norm_type), rel=1e-6)
+
+
+def test_an_error_of_a_norm_is_not_swallowed(any_tensor_backend: str | None) -> None:
+    class Broken(Narrow):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+            raise NotImplementedError("no operation at all")
+
+    with pytest.raises(NotImplementedError, match="no operation at all"):
+        fastclip.get_total_norm([Broken(torch.ones(3))], backend=any_tensor_backend)
+
+
 def test_meta_gradients_work(any_tensor_backend: str | None) -> None:
     held = parameters([torch.ones(3, device="meta"), torch.ones(4, 5, device="meta")])
     norm = fastclip.clip_grad_norm_(held, 1.0, backend=any_tensor_backend)

@@ -218,13 +218,6 @@ def test_clamp_of_complex_gradients_raises_before_the_first_write() -> None:
     assert grads[0].tolist() == [5, 5, 5]
 
 
-def test_clamp_of_sparse_gradients_raises_before_the_first_write() -> None:
-    grads = [torch.full((3,), 5.0), sparse_gradient().coalesce()]
-    with pytest.raises(NotImplementedError):
-        reference.clamp_(grads, 1.0)
-    assert grads[0].tolist() == [5, 5, 5]
-
-
 def test_clamp_of_nothing() -> None:
     assert reference.clamp_([], 1.0) is None
 

@@ -33,7 +33,7 @@ def scale_(grads: Sequence[Tensor], clip_coef: Tensor, *, foreach: bool | None =
 
     Args:
         grads: gradients of any kind, each once.
-        clip_coef: 0-dim, float32 or float64.
+        clip_coef: 0-dim plain tensor, float32 or float64.
         foreach: torch's argument; False takes one gradient at a time.
 
     Raises:
@@ -66,28 +66,57 @@ def scale_(grads: Sequence[Tensor], clip_coef: Tensor, *, foreach: bool | None =
 def clamp_(grads: Sequence[Tensor], clip_value: float, *, foreach: bool | None = None) -> None:
     """Clamp every gradient in place to [-clip_value, clip_value], after checking all of them.
 
-    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN.
+    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. Of a sparse gradient the
+    coalesced values are clamped, and it is coalesced afterwards.
 
     Args:
         grads: real gradients of any kind.
-        clip_value: the largest magnitude kept.
+        clip_value: the largest magnitude kept; not negative or NaN if a gradient is sparse.
         foreach: torch's argument; False takes one gradient at a time.
 
     Raises:
-        NotImplementedError: a gradient is complex or sparse.
-        RuntimeError: a gradient cannot be written or cannot hold ``clip_value``, or
-            ``foreach=True`` on a device without it; nothing has been written.
+        NotImplementedError: a gradient is complex, or a nested tensor that torch does not clamp.
+        RuntimeError: a gradient cannot be written or cannot hold ``clip_value``, is a DTensor with
+            a Partial placement, or ``foreach=True`` on a device without it; nothing has been
+            written.
+        ValueError: ``clip_value`` is negative or NaN and a gradient is sparse.
     """
     check_foreach(grads, foreach)
-    targets = grads if are_plain(grads) else [sharded.local(grad) for grad in grads]
+    targets = grads if are_plain(grads) else [_clamped_tensor(grad, clip_value) for grad in grads]
     check_writable(targets)
     for device, dtype, _ in _by_device_and_dtype(targets):
         # Raises torch's own error for what it cannot clamp or a limit that does not fit the dtype.
         torch.empty(0, dtype=dtype, device=device).clamp_(-clip_value, clip_value)
-    # Tensors that are not strided go first: torch clamps none of them and says so.
-    for target in sorted(targets, key=lambda t: t.layout is torch.strided and not t.is_nested):
-        target.clamp_(-clip_value, clip_value)
+    # Nested tensors go first: torch may clamp none of them, and says so.
+    for target in sorted(targets, key=lambda t: not t.is_nested):
+        if target.layout is torch.sparse_coo:
+            _clamp_sparse_(target, clip_value)
+        else:
+            target.clamp_(-clip_value, clip_value)
     _bump_wrappers(grads, targets)
+
+
+def _clamped_tensor(grad: Tensor, clip_value: float) -> Tensor:
+    """Return the tensor that is to be clamped in place of ``grad``."""
+    sharded.check_no_partial("clip_grad_value_", grad)
+    target = sharded.local(grad)
+    if target.layout is torch.strided or target.is_nested:
+        return target
+    if not clip_value >= 0:
+        # torch makes every element -5 of a dense tensor that is clamped to [5, -5], zeros as well.
+        raise ValueError(
+            "clip_grad_value_: clip_value must not be negative or nan for sparse gradients "
+            f"(got {clip_value})"
+        )
+    is_coo = target.layout is torch.sparse_coo
+    return target if is_coo and not target.is_coalesced() else upcast.stored_values(target)
+
+
+def _clamp_sparse_(target: Tensor, clip_value: float) -> None:
+    """Clamp a COO tensor with repeated indices: a clamp of the terms is none of their sums."""
+    sums = upcast.coalesced(target)
+    sums.values().clamp_(-clip_value, clip_value)
+    target.copy_(sums)
 
 
 def scale_rounded_once_(tensors: Sequence[Tensor], clip_coef: Tensor) -> None:
@@ -105,7 +134,6 @@ def scale_rounded_once_(tensors: Sequence[Tensor], clip_coef: Tensor) -> None:
 
 
 def _as_scalar(clip_coef: Tensor, foreach: bool | None) -> Tensor:
-    clip_coef = sharded.whole(clip_coef)
     if clip_coef.dim() == 0:
         return clip_coef
     if foreach is False and clip_coef.numel() == 1:
