@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
 
 from .base import Backend, UnsupportedError, unsupported_message, warn_once
@@ -82,6 +83,15 @@ def _dispatch(
     who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
 ) -> T:
     check_backend(who, name, foreach)
+    if _profiler_enabled():
+        with torch.profiler.record_function(f"fastclip::{who}"):
+            return _first_that_can(who, name, foreach, attempt)
+    return _first_that_can(who, name, foreach, attempt)
+
+
+def _first_that_can(
+    who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
+) -> T:
     warnings: list[str] = []
     for backend in _candidates(name, foreach):
         if backend is REFERENCE:
