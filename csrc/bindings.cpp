@@ -49,8 +49,8 @@ Gradients collect_tensors(const py::list& tensors, Takes takes = Takes::kNative)
   return collector.finish_tensors();
 }
 
-at::Tensor clip_grad_norm_(const py::list& parameters, const MaxNorm& max_norm, double norm_type,
-                           bool error_if_nonfinite) {
+std::optional<at::Tensor> clip_grad_norm_(const py::list& parameters, const MaxNorm& max_norm,
+                                          double norm_type, bool error_if_nonfinite) {
   check_norm_type(norm_type);
   Gradients gradients = collect_parameters(parameters, true);
   Clipped clipped{{norm_type, gradients.has_float64, error_if_nonfinite}, {}, {}, {}};
@@ -78,7 +78,8 @@ double coef_of(const at::Tensor& total_norm, double max_norm) {
   return clip_coefficient(total_norm.item<double>(), max_norm, is_float64);
 }
 
-void clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
+// Returns whether there are gradients.
+bool clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
                            const at::Tensor& total_norm) {
   DType dtype;
   const bool is_on_gpu = is_gpu_tensor(total_norm);
@@ -97,6 +98,7 @@ void clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
   } else if (!gradients.entries.empty()) {
     throw Unsupported{{"total_norm is on a GPU and the gradients are on the CPU"}};
   }
+  return !gradients.entries.empty();
 }
 
 // torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
@@ -119,15 +121,18 @@ void check_clip_value(const Gradients& gradients, double clip_value) {
   }
 }
 
-void clip_grad_value_(const py::list& parameters, double clip_value) {
+// Returns whether there are gradients.
+bool clip_grad_value_(const py::list& parameters, double clip_value) {
   const Gradients gradients = collect_parameters(parameters, true);
   check_clip_value(gradients, clip_value);
   if (gradients.is_on_gpu) {
-    return clamp_on_gpu(Operation{"clip_grad_value_"}, gradients, clip_value);
+    clamp_on_gpu(Operation{"clip_grad_value_"}, gradients, clip_value);
+    return true;
   }
   bump_versions(gradients);
   const WithoutGil without_gil(gradients);
   clamp_entries(gradients.on_cpu.list, clip_value);
+  return !gradients.entries.empty();
 }
 
 // New tensors: tensors[i] * clip_coef, evaluated as the in-place scale evaluates it.

@@ -49,7 +49,9 @@ def clip_grad_norm_(
 
     Returns:
         The norm before clipping: 0-dim, no grad, on the first gradient's device; float64 if any
-        gradient is float64, else float32. ``tensor(0.)`` without gradients.
+        gradient is float64, else float32. ``torch.tensor(0.0)`` without gradients. For DTensors
+        alone it is a replicated DTensor on their mesh; with plain tensors beside them, which count
+        as copies that every rank has, a plain tensor. All ranks of the mesh must call.
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
@@ -59,20 +61,26 @@ def clip_grad_norm_(
     """
     sources = _as_list(parameters, warn_if_empty=True)
     error_if_nonfinite = bool(error_if_nonfinite)
-    p = float(norm_type)
+    p = number_of(norm_type)
     limit = _as_limit(max_norm)
     try:
         if is_traced("clip_grad_norm_", backend, foreach):
-            return REFERENCE.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach)
-        return dispatch(
-            "clip_grad_norm_",
-            backend,
-            foreach,
-            lambda b: b.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach),
-        )
+            total_norm = REFERENCE.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach)
+        else:
+            total_norm = dispatch(
+                "clip_grad_norm_",
+                backend,
+                foreach,
+                lambda b: b.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach),
+            )
     except NonFiniteError as error:
         grads = [source.grad for source in sources]
         raise RuntimeError(nonfinite_message(p, labels_of(grads, error.positions))) from None
+    if total_norm is not None:
+        return total_norm
+    if not torch.compiler.is_compiling():
+        _warn_if_no_parameters("clip_grad_norm_", sources)
+    return torch.tensor(0.0)
 
 
 def get_total_norm(
@@ -101,7 +109,8 @@ def get_total_norm(
             can run.
 
     Returns:
-        The norm: 0-dim, no grad, on the first tensor's device.
+        The norm: 0-dim, no grad, on the first tensor's device; ``torch.tensor(0.0)`` without
+        tensors. DTensors as for ``clip_grad_norm_``.
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set; a tensor is of an
@@ -110,11 +119,14 @@ def get_total_norm(
     """
     sources = _as_list(tensors)
     error_if_nonfinite = bool(error_if_nonfinite)
-    p = float(norm_type)
+    p = number_of(norm_type)
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(
             f"get_total_norm: dtype must be torch.float32, torch.float64 or None (got {dtype})"
         )
+    if not sources:
+        check_backend("get_total_norm", backend, foreach)
+        return torch.tensor(0.0, dtype=dtype)
     try:
         if is_traced("get_total_norm", backend, foreach):
             return REFERENCE.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype)
@@ -154,19 +166,22 @@ def clip_grads_with_norm_(
             ``backend`` cannot run this.
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
-    sources = _as_list(parameters)
+    sources = _as_list(parameters, warn_if_empty=True)
     limit = _as_limit(max_norm)
     if is_traced("clip_grads_with_norm_", backend, foreach):
-        return REFERENCE.clip_grads_with_norm_(sources, limit, total_norm, foreach)
+        REFERENCE.clip_grads_with_norm_(sources, limit, total_norm, foreach)
+        return
     if backend is not None and not (isinstance(total_norm, Tensor) and total_norm.dim() == 0):
         check_backend("clip_grads_with_norm_", backend, foreach)
         backend = REFERENCE.name  # raises torch's own error for it
-    return dispatch(
+    has_gradients = dispatch(
         "clip_grads_with_norm_",
         backend,
         foreach,
         lambda b: b.clip_grads_with_norm_(sources, limit, total_norm, foreach),
     )
+    if not has_gradients:
+        _warn_if_no_parameters("clip_grads_with_norm_", sources)
 
 
 def clip_grad_value_(
@@ -194,16 +209,19 @@ def clip_grad_value_(
             memory; or ``backend`` cannot run this.
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
-    sources = _as_list(parameters)
-    limit = float(clip_value)
+    sources = _as_list(parameters, warn_if_empty=True)
+    limit = number_of(clip_value)
     if is_traced("clip_grad_value_", backend, foreach):
-        return REFERENCE.clip_grad_value_(sources, limit, foreach)
-    return dispatch(
+        REFERENCE.clip_grad_value_(sources, limit, foreach)
+        return
+    has_gradients = dispatch(
         "clip_grad_value_",
         backend,
         foreach,
         lambda b: b.clip_grad_value_(sources, limit, foreach),
     )
+    if not has_gradients:
+        _warn_if_no_parameters("clip_grad_value_", sources)
 
 
 @deprecated(
@@ -247,13 +265,36 @@ def _as_list(tensors: Parameters, warn_if_empty: bool = False) -> list[Tensor]:
     return walked
 
 
+def _warn_if_no_parameters(who: str, sources: Sequence[Tensor]) -> None:
+    """Warn at the user's line of tensors that are no parameters, such as gradients themselves.
+
+    Frozen parameters and those that no loss has used yet are parameters without a gradient.
+    """
+    if sources and all(map(_is_no_parameter, sources)):
+        warnings.warn(
+            f"{who}: nothing was clipped: parameters must be tensors whose `.grad` is to be "
+            f"clipped (got {len(sources)} without a `.grad` that do not require one)",
+            stacklevel=3,
+        )
+
+
+def _is_no_parameter(source: Tensor) -> bool:
+    if not isinstance(source, Tensor) or isinstance(source, torch.nn.Parameter):
+        return False
+    return not source.requires_grad
+
+
 def _as_limit(max_norm: float | Tensor) -> float | Tensor:
     """Keep a 0-dim tensor on another device as it is, so that nothing synchronises with it."""
-    if not isinstance(max_norm, Tensor):
-        return float(max_norm)
-    if max_norm.dim() == 0 and not max_norm.is_cpu:
+    if isinstance(max_norm, Tensor) and max_norm.dim() == 0 and not max_norm.is_cpu:
         return max_norm
-    return float(max_norm.detach())  # float() of a tensor that requires grad warns
+    return number_of(max_norm)
+
+
+def number_of(value: float | Tensor) -> float:
+    """Convert what torch takes for a number: a number, a string, a tensor of one element."""
+    # float() of a tensor that requires grad warns.
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def labels_of(grads: Sequence[Tensor | None], positions: Sequence[int]) -> list[str]:

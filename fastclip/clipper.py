@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from .backends import check_backend, dispatch
+from .backends import REFERENCE, check_backend, dispatch
 from .backends.base import (
     NO_CLIP_YET,
     Backend,
     NonFiniteError,
     PreparedParameters,
     nonfinite_message,
+    warn,
 )
-from .clip_grad import label_of
+from .clip_grad import label_of, number_of
 
 NamedParameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -70,7 +71,7 @@ class GradClipper:
         check_backend("GradClipper", backend, None)
         self.names, self._parameters = _named(parameters)
         self.max_norm = max_norm
-        self.norm_type = float(norm_type)
+        self.norm_type = number_of(norm_type)
         self.error_if_nonfinite = error_if_nonfinite
         self.backend = backend
         self._forget()
@@ -97,7 +98,9 @@ class GradClipper:
 
         Returns:
             The norm before clipping, a new 0-dim tensor at each call, on the first gradient's
-            device; float64 if any gradient is float64 or complex128, else float32.
+            device; float64 if any gradient is float64 or complex128, else float32. Without
+            gradients ``torch.tensor(0.0)``, and one RuntimeWarning for each GradClipper: its
+            parameters may no longer be the model's. DTensors as for ``clip_grad_norm_``.
 
         Raises:
             RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message
@@ -114,14 +117,16 @@ class GradClipper:
             return dispatch("GradClipper", self.backend, None, self._clip_with)
         except NonFiniteError as error:
             labels = [label_of(self.names[i], self._parameters[i].grad) for i in error.positions]
-            raise RuntimeError(nonfinite_message(float(self.norm_type), labels)) from None
+            raise RuntimeError(nonfinite_message(number_of(self.norm_type), labels)) from None
 
     @property
     def parameter_norms(self) -> Tensor:
         """The norm of each parameter's gradient, as the last ``clip_()`` saw it before scaling.
 
         Shape (number of parameters,), in construction order; float64 if any gradient was, else
-        float32; 0 where ``.grad`` was None. It costs no extra pass over the gradients.
+        float32; 0 where ``.grad`` was None. It costs no extra pass over the gradients. With
+        DTensors among the parameters they are the norms of the whole gradients, the same on every
+        rank of the mesh; for p < 0 a gradient that no rank has counts as inf.
 
         Raises:
             RuntimeError: ``clip_()`` has not been called yet; or a CUDA graph is captured and
@@ -137,21 +142,40 @@ class GradClipper:
             prepared = self._prepared[backend.name] = backend.prepare(self._parameters)
         try:
             total_norm = prepared.clip_grad_norm_(
-                self._max_norm, float(self.norm_type), bool(self.error_if_nonfinite)
+                self._max_norm, number_of(self.norm_type), bool(self.error_if_nonfinite)
             )
         except NonFiniteError:
             self._last = prepared  # it has seen the norms, and they say which one was not finite
             raise
         self._last = prepared
-        return total_norm
+        # A list of DTensors has a norm on a rank without gradients as well.
+        if total_norm is None or backend is REFERENCE:
+            self._warn_without_gradients()
+        return torch.tensor(0.0) if total_norm is None else total_norm
+
+    def _warn_without_gradients(self) -> None:
+        if (
+            self._has_warned
+            or not self._parameters
+            or any(p.grad is not None for p in self._parameters)
+        ):
+            return
+        self._has_warned = True
+        warn(
+            f"GradClipper: none of its {len(self._parameters)} parameters has a gradient here. "
+            "What replaces a model's parameters (fully_shard, load_state_dict(assign=True), some "
+            "conversions) leaves a GradClipper that was made before with the old ones, and it "
+            "clips nothing: make a new one"
+        )
 
     def _forget(self) -> None:
         self._prepared: dict[str, PreparedParameters] = {}
         self._last: PreparedParameters | None = None
+        self._has_warned = False
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
-        del state["_prepared"], state["_last"]
+        del state["_prepared"], state["_last"], state["_has_warned"]
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:

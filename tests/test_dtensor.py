@@ -1,4 +1,4 @@
-"""DTensors on one mesh, by processes of their own: one rank, then two."""
+"""DTensors on one mesh, in processes that are its ranks: one to four."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pytest
 import torch.distributed
 
 WORKER = Path(__file__).with_name("dtensor_worker.py")
-SECONDS = 120
+SECONDS = 300
 
 
 @pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch is built without torch.distributed"
 )
-@pytest.mark.parametrize("world_size", (1, 2))
+@pytest.mark.parametrize("world_size", (1, 2, 3, 4))
 def test_dtensors_on_one_mesh(world_size: int, tmp_path: Path) -> None:
+    from sharded_lists import cases
+
     store = tmp_path / "store"
     ranks = [
         subprocess.Popen(
@@ -35,5 +37,9 @@ def test_dtensors_on_one_mesh(world_size: int, tmp_path: Path) -> None:
             process.kill()
     for process, output in zip(ranks, outputs, strict=True):
         assert process.returncode == 0, output
-        for line in ("unclipped", "partial", "split calls", "nonfinite"):
-            assert line in output.splitlines()
+        lines = output.splitlines()
+        for check in ("known values", "partial", "refused", "named backend", "training"):
+            assert check in lines
+        assert ("outside" in lines) == (world_size > 2)
+        names = {f"case {name}" for name, case in cases().items() if case.ranks == world_size}
+        assert names <= set(lines)

@@ -34,6 +34,7 @@ def check_clip(gradients: Sequence[Tensor], norm_type: float, max_norm: float) -
     before = [gradient.clone() for gradient in gradients]
     parameters = parameters_of(gradients)
     total_norm = _C.clip_grad_norm_(parameters, max_norm, norm_type, False)
+    assert total_norm is not None
     expected = oracle.total_norm(before, norm_type)
     assert oracle.is_norm(total_norm.item(), expected, total_norm.dtype), (total_norm, expected)
     for parameter, original in zip(parameters, before, strict=True):

@@ -139,6 +139,7 @@ def check_guards(dtype: torch.dtype, offset: int) -> None:
     before = [view.clone() for view in views]
     parameters = parameters_of(views)
     total_norm = _C.clip_grad_norm_(parameters, 0.5, 2.0, False)
+    assert total_norm is not None
     assert math.isfinite(total_norm.item())
     for view, original in zip(views, before, strict=True):
         assert same_bits(view, scaled(original, 0.5, total_norm))

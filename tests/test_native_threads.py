@@ -114,7 +114,7 @@ def test_other_threads_run_during_a_call(
 
 def test_a_short_list_keeps_the_gil_unless_its_powers_are_slow() -> None:
     parameters = parameters_of([torch.full((64,), 0.5) for _ in range(100)])
-    results: list[Tensor] = []  # kept: torch itself lets go of the GIL to free a tensor
+    results: list[Tensor | None] = []  # kept: torch itself lets go of the GIL to free a tensor
     with using_threads(1), counting() as count:
         before = count[0]
         for _ in range(1000):
@@ -196,6 +196,7 @@ def test_a_gradient_dropped_during_a_call_stays_alive_until_it_ends() -> None:
 
     def clip() -> None:
         total_norm = _C.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False)
+        assert total_norm is not None
         assert dropped.is_set(), "the gradient was to be dropped while the call ran"
         assert oracle.is_norm(total_norm.item(), expected, torch.float32)
 

@@ -11,6 +11,7 @@
 
 #include "../launch_cuda.h"
 #include "accelerator.h"
+#include "dtensor.h"
 #include "gradients.h"
 #include "look_ahead.h"
 #include "takes.h"
@@ -55,6 +56,7 @@ inline std::string dtype_name(at::ScalarType type) {
 
 inline std::string why_unsupported(const at::Tensor& grad, Takes takes) {
   DType dtype;
+  if (is_dtensor(grad)) return kDTensorReason;
   if (!is_supported_device(grad, takes)) {
     return "device " + grad.device().str() + supported_devices(takes);
   }
@@ -118,8 +120,9 @@ class Collector {
     prepare_for_python();
     const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, "grad"));
     if (!grad) throw py::error_already_set();
-    if (grad.is_none()) return skip();
-    add_tensor(grad.ptr());
+    if (!grad.is_none()) return add_tensor(grad.ptr());
+    if (may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);
+    skip();
   }
 
   void add_tensor(PyObject* object) {
@@ -231,7 +234,10 @@ class Collector {
   void refuse(const at::Tensor grad) {
     prepare_for_python();
     check_writable(grad);
-    const std::string reason = why_unsupported(grad, takes_);
+    add_reason(why_unsupported(grad, takes_));
+  }
+
+  void add_reason(const std::string& reason) {
     if (std::find(reasons_.begin(), reasons_.end(), reason) == reasons_.end()) {
       reasons_.push_back(reason);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -43,8 +44,9 @@ struct Clipped {
   std::optional<GpuNorm> on_gpu;
 };
 
-inline at::Tensor clip(const Operation& operation, Gradients& gradients, const MaxNorm& max_norm,
-                       Clipped* clipped) {
+// Returns the norm before clipping; nothing where there are no gradients.
+inline std::optional<at::Tensor> clip(const Operation& operation, Gradients& gradients,
+                                      const MaxNorm& max_norm, Clipped* clipped) {
   const Limit limit = limit_of(max_norm, gradients);
   const NormOptions& options = clipped->options;
   const KeepDenormals keep_denormals;
@@ -52,6 +54,7 @@ inline at::Tensor clip(const Operation& operation, Gradients& gradients, const M
     return clip_on_gpu(operation, gradients, limit, options, &clipped->on_gpu);
   }
   clipped->on_cpu = reduce(gradients, options.norm_type, options.is_float64);
+  if (gradients.entries.empty()) return std::nullopt;
   return clip(gradients, *clipped->on_cpu, limit.value, options.error_if_nonfinite);
 }
 
@@ -63,7 +66,8 @@ class ParameterList {
     }
   }
 
-  at::Tensor clip_grad_norm_(const MaxNorm& max_norm, double norm_type, bool error_if_nonfinite) {
+  std::optional<at::Tensor> clip_grad_norm_(const MaxNorm& max_norm, double norm_type,
+                                            bool error_if_nonfinite) {
     check_norm_type(norm_type);
     Gradients gradients = collect();
     const auto last = std::make_shared<Clipped>(Clipped{

@@ -48,7 +48,9 @@ class PreparedParameters(Protocol):
 
     def clip_grad_norm_(
         self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
-    ) -> Tensor: ...
+    ) -> Tensor | None:
+        """Return the norm before clipping; None where no parameter has a gradient."""
+        ...
 
     def parameter_norms(self) -> Tensor:
         """Return the last call's norm per parameter, shape (number of parameters,)."""
@@ -59,7 +61,8 @@ class Backend(Protocol):
     """The operations of ``clip_grad.py``, on lists already walked and arguments in range.
 
     Every operation checks before it writes, and raises ``UnsupportedError`` or ``NonFiniteError``.
-    ``foreach`` is torch's argument of that name.
+    ``foreach`` is torch's argument of that name. Operations that write say whether they found a
+    gradient: by None instead of a norm, or by a bool.
     """
 
     name: str
@@ -75,7 +78,7 @@ class Backend(Protocol):
         norm_type: float,
         error_if_nonfinite: bool,
         foreach: bool | None,
-    ) -> Tensor: ...
+    ) -> Tensor | None: ...
 
     def get_total_norm(
         self,
@@ -92,11 +95,11 @@ class Backend(Protocol):
         max_norm: float | Tensor,
         total_norm: Tensor,
         foreach: bool | None,
-    ) -> None: ...
+    ) -> bool: ...
 
     def clip_grad_value_(
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
-    ) -> None: ...
+    ) -> bool: ...
 
     def prepare(self, parameters: list[Tensor]) -> PreparedParameters: ...
 
@@ -104,6 +107,11 @@ class Backend(Protocol):
 @functools.cache
 def warn_once(text: str) -> None:
     """Emit a RuntimeWarning the first time, at the line of the user's that called the package."""
+    warn(text)
+
+
+def warn(text: str) -> None:
+    """Emit a RuntimeWarning at the line of the user's that called the package."""
     package = __name__.partition(".")[0]
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._foreach_utils import _device_has_foreach_support
+from typing_extensions import TypeIs
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Key = TypeVar("Key", torch.device, torch.dtype)
 
@@ -36,6 +41,25 @@ class PlainTensors(list[Tensor]):
     @cached_property
     def devices(self) -> set[torch.device]:
         return {t.device for t in self}
+
+
+def is_dtensor(tensor: object) -> TypeIs[DTensor]:
+    """Return whether ``tensor`` is a DTensor, without importing what nobody has used."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_sharded(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
+    """Return whether the ranks of a mesh clip these gradients together.
+
+    They do where a gradient is a DTensor, and where a DTensor has no gradient on this rank: it may
+    have one on others, which then wait for this rank to take its part in the norm.
+    """
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    if any(map(is_dtensor, grads)):
+        return True
+    return any(is_dtensor(parameter) and parameter.requires_grad for parameter in parameters)
 
 
 def as_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

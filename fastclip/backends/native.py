@@ -41,7 +41,7 @@ class NativeBackend:
         norm_type: float,
         error_if_nonfinite: bool,
         foreach: bool | None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         c = _extension()
         return _run(
             c, c.clip_grad_norm_, parameters, _limit(max_norm), norm_type, error_if_nonfinite
@@ -64,17 +64,17 @@ class NativeBackend:
         max_norm: float | Tensor,
         total_norm: Tensor,
         foreach: bool | None,
-    ) -> None:
+    ) -> bool:
         c = _extension()
         if not isinstance(total_norm, Tensor):
             raise UnsupportedError(["total_norm is no tensor"])
-        _run(c, c.clip_grads_with_norm_, parameters, _limit(max_norm), total_norm)
+        return _run(c, c.clip_grads_with_norm_, parameters, _limit(max_norm), total_norm)
 
     def clip_grad_value_(
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
-    ) -> None:
+    ) -> bool:
         c = _extension()
-        _run(c, c.clip_grad_value_, parameters, clip_value)
+        return _run(c, c.clip_grad_value_, parameters, clip_value)
 
     def prepare(self, parameters: list[Tensor]) -> NativeParameters:
         return NativeParameters(parameters)
@@ -89,7 +89,7 @@ class NativeParameters:
 
     def clip_grad_norm_(
         self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Clip in one walk. Raises ``UnsupportedError`` or ``NonFiniteError`` before any write."""
         limit = _limit(max_norm)
         return _run(self._c, self._list.clip_grad_norm_, limit, norm_type, error_if_nonfinite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ from .checks import identity as identity
 from .checks import unique_gradients as unique_gradients
 from .scaling import clamp_ as clamp_
 from .scaling import scale_ as scale_
+from .sharded import ShardedList
 from .sharded import whole as whole
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 EPS = 1e-6
 """Added to the norm before it divides, as in torch."""
@@ -35,27 +40,35 @@ def total_norm(
     norms of the single tensors, as in torch.
 
     Args:
-        tensors: floating point or complex tensors of any kind; all DTensors, if any, on one mesh.
+        tensors: floating point or complex tensors of any kind; all DTensors, if any, on one mesh,
+            and then as many tensors on each of its ranks.
         norm_type: the p of the p-norm, any float.
         foreach: torch's argument; False takes one tensor at a time.
         dtype: float32 or float64 for the result; None takes float64 if any tensor is float64 or
             complex128, else float32.
 
     Returns:
-        A 0-dim tensor on the first tensor's device, rounded once; 0 without tensors or elements;
-        for DTensors, a replicated DTensor on their mesh.
+        A 0-dim tensor on the first tensor's device, rounded once; 0 without tensors or elements.
+        DTensors alone give a replicated DTensor on their mesh, and DTensors beside plain tensors a
+        plain tensor: the same bits on every rank of the mesh, and 0 on the others.
 
     Raises:
-        RuntimeError: a tensor is of an integer dtype, or ``foreach=True`` on a device without it.
+        RuntimeError: a tensor is of an integer dtype; ``foreach=True`` on a device without it;
+            DTensors on several meshes or of unknown placements.
     """
     tensors = as_plain(tensors)
     check_foreach(tensors, foreach)
     _check_dtypes(tensors)
-    held = without_empty(tensors)
     # Only for p > 0 may the elements be divided freely.
     is_divisible = norm_type > 0 and foreach is not False
-    norms = _part_norms(held, norm_type) if is_divisible else _single_norms(held, norm_type)
-    return _norm_of_norms(tensors, norms, norm_type, dtype)
+    mesh = _mesh_of(tensors)
+    if mesh is not None and is_divisible:
+        is_outside = sharded.is_outside(mesh)
+        merged = [] if is_outside else [ShardedList(tensors, mesh).total_norm(norm_type)]
+        return _norm_of_norms(tensors, merged, norm_type, dtype, mesh)
+    held = without_empty(tensors) if mesh is None else tensors
+    norms = _part_norms(held, norm_type) if is_divisible else _single_norms(held, norm_type, mesh)
+    return _norm_of_norms(tensors, norms, norm_type, dtype, mesh)
 
 
 def tensor_norms(
@@ -64,23 +77,26 @@ def tensor_norms(
     """Compute the norm of each tensor, accumulated in float64.
 
     Args:
-        tensors: floating point or complex tensors of any kind.
+        tensors: floating point or complex tensors of any kind; DTensors as for ``total_norm``.
         norm_type: the p of the p-norm, any float.
         dtype: float32 or float64 for the results; None takes float64 for float64 and complex128,
             else float32.
 
     Returns:
-        One 0-dim tensor for each, on its device; 0 for a tensor without elements.
+        One 0-dim plain tensor for each, on its device; 0 for a tensor without elements. In a list
+        with DTensors the norms are merged over the ranks of their mesh, and a tensor without
+        elements there has what changes no norm: 0, or inf for p < 0.
 
     Raises:
-        RuntimeError: a tensor is of an integer dtype.
+        RuntimeError: a tensor is of an integer dtype; DTensors as for ``total_norm``.
     """
     _check_dtypes(tensors)
+    norms = _single_norms(tensors, norm_type, _mesh_of(tensors))
     if dtype == torch.float64 and isinstance(tensors, PlainTensors):
-        return _single_norms(tensors, norm_type)
+        return norms
     return [
         norm.to(_result_dtype([t]) if dtype is None else dtype)
-        for norm, t in zip(_single_norms(tensors, norm_type), tensors, strict=True)
+        for norm, t in zip(norms, tensors, strict=True)
     ]
 
 
@@ -95,8 +111,22 @@ def merge_norms(tensors: Sequence[Tensor], norms: Sequence[Tensor], norm_type: f
     Returns:
         As ``total_norm``.
     """
-    held = [norm for norm, t in zip(norms, tensors, strict=True) if t.numel() > 0]
-    return _norm_of_norms(tensors, held, norm_type, None)
+    mesh = _mesh_of(tensors)
+    # What is empty on this rank may have elements on another.
+    held = [
+        norm for norm, t in zip(norms, tensors, strict=True) if mesh is not None or t.numel() > 0
+    ]
+    return _norm_of_norms(tensors, held, norm_type, None, mesh)
+
+
+def is_outside(tensors: Sequence[Tensor]) -> bool:
+    """Return whether the tensors hold DTensors on a mesh that this rank is no part of.
+
+    Args:
+        tensors: tensors of any kind; DTensors as for ``total_norm``.
+    """
+    mesh = _mesh_of(tensors)
+    return mesh is not None and sharded.is_outside(mesh)
 
 
 def clip_coefficient(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:
@@ -109,13 +139,14 @@ def clip_coefficient(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:
         total_norm: the norm of the gradients.
 
     Returns:
-        A tensor of the shape and device of ``total_norm``, float64 if that is, else float32.
+        A plain tensor of the shape and device of ``total_norm``, float64 if that is, else float32.
 
     Raises:
         TypeError: ``total_norm`` is no tensor.
     """
     if not isinstance(total_norm, Tensor):
         torch.clamp(total_norm, max=1.0)  # raises torch's TypeError
+    total_norm = whole(total_norm)
     dtype = torch.promote_types(total_norm.dtype, torch.float32)
     inverse = (total_norm.to(dtype) + EPS).reciprocal()
     if isinstance(max_norm, Tensor):
@@ -127,13 +158,17 @@ def nonfinite_positions(grads: Sequence[Tensor]) -> list[int]:
     """Find the gradients that hold inf or nan. Synchronises with their devices.
 
     Args:
-        grads: gradients of any kind.
+        grads: gradients of any kind; DTensors as for ``total_norm``.
 
     Returns:
         Their positions in ``grads``, ascending.
     """
-    norms = _single_norms(grads, math.inf)
+    norms = _single_norms(grads, math.inf, _mesh_of(grads))
     return [i for i, norm in enumerate(norms) if not bool(torch.isfinite(norm))]
+
+
+def _mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
+    return None if isinstance(tensors, PlainTensors) else sharded.mesh_of(tensors)
 
 
 def _norm_of_norms(
@@ -141,44 +176,42 @@ def _norm_of_norms(
     norms: Sequence[Tensor],
     norm_type: float,
     dtype: torch.dtype | None,
+    mesh: DeviceMesh | None,
 ) -> Tensor:
-    """Merge float64 norms that cover ``tensors`` into the total norm."""
+    """Merge float64 norms that cover ``tensors`` into the total norm.
+
+    ``mesh``: of the DTensors among them, over whose ranks the norms are merged already.
+    """
     dtype = _result_dtype(tensors) if dtype is None else dtype
     device = tensors[0].device if tensors else torch.device("cpu")
-    if not norms:
+    if not norms or (mesh is not None and sharded.is_outside(mesh)):
         return torch.zeros((), dtype=dtype, device=device)
-    stacked = torch.stack([norm.to(device) for norm in norms])
-    return torch.linalg.vector_norm(stacked, norm_type).to(dtype)
+    stacked = torch.stack([norm.to(device if mesh is None else norms[0].device) for norm in norms])
+    merged = torch.linalg.vector_norm(stacked, norm_type).to(dtype)
+    if mesh is None:
+        return merged
+    is_of_mesh = all(map(sharded.is_dtensor, tensors))
+    return sharded.replicated(merged, mesh) if is_of_mesh else merged.to(device)
 
 
 def _part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
-    """Compute float64 norms of parts of ``tensors``, none of which is empty."""
-    norms: list[Tensor] = []
-    whole_tensors = tensors
-    if not isinstance(tensors, PlainTensors):
-        whole_tensors = [t for t in tensors if not sharded.is_dtensor(t)]
-        for shards in sharded.by_sharding(tensors):
-            held = [t for t in shards.tensors if t.numel() > 0]
-            parts = upcast.part_norms(held, norm_type)
-            merged = upcast.merge_slices(torch.stack(parts), norm_type) if parts else None
-            norms.extend(shards.merge([merged], norm_type))
-    for group in by_device(whole_tensors).values():
-        norms.extend(upcast.part_norms(group, norm_type))
-    return norms
+    """Compute float64 norms of parts of plain ``tensors``, none of which is empty."""
+    return [
+        norm
+        for group in by_device(tensors).values()
+        for norm in upcast.part_norms(group, norm_type)
+    ]
 
 
-def _single_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
-    """Compute one float64 norm for each tensor."""
-    tensors = as_plain(tensors)
-    if isinstance(tensors, PlainTensors):
-        return upcast.tensor_norms(tensors, norm_type)
-    whole = [i for i, t in enumerate(tensors) if not sharded.is_dtensor(t)]
-    single = upcast.tensor_norms([tensors[i] for i in whole], norm_type)
-    norms = dict(zip(whole, single, strict=True))
-    for shards in sharded.by_sharding(tensors):
-        held = [upcast.tensor_norm(t, norm_type) if t.numel() else None for t in shards.tensors]
-        norms.update(zip(shards.positions, shards.merge(held, norm_type), strict=True))
-    return [norms[i] for i in range(len(tensors))]
+def _single_norms(
+    tensors: Sequence[Tensor], norm_type: float, mesh: DeviceMesh | None
+) -> list[Tensor]:
+    """Compute one float64 norm for each tensor, merged over the ranks of ``mesh`` if it is one."""
+    if mesh is None:
+        return upcast.tensor_norms(as_plain(tensors), norm_type)
+    if sharded.is_outside(mesh):
+        return [torch.zeros((), dtype=torch.float64, device=t.device) for t in tensors]
+    return list(ShardedList(tensors, mesh).tensor_norms(norm_type).unbind(0))
 
 
 def _result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -52,7 +52,7 @@ class TritonBackend:
         norm_type: float,
         error_if_nonfinite: bool,
         foreach: bool | None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         _check_devices(parameters)
         pack = functools.partial(pack_parameters, parameters, is_interpreted())
         return _clip("clip_grad_norm_", pack, max_norm, norm_type, error_if_nonfinite, keep=None)
@@ -86,13 +86,13 @@ class TritonBackend:
         max_norm: float | Tensor,
         total_norm: Tensor,
         foreach: bool | None,
-    ) -> None:
+    ) -> bool:
         _check_devices(parameters)
         if not _is_plain_scalar(total_norm):
             raise UnsupportedError(["total_norm must be a plain 0-dim floating-point tensor"])
         packed = pack_parameters(parameters, is_interpreted())
         if packed.size == 0:
-            return
+            return False
         launches = _launches(packed)
         limit = _limit(max_norm, packed)
         if total_norm.is_cpu and packed.device >= 0 and not isinstance(limit, Tensor):
@@ -101,16 +101,18 @@ class TritonBackend:
         else:
             launches.scale(packed, _apart(total_norm.detach(), packed), limit)
         packed.bump_versions()
+        return True
 
     def clip_grad_value_(
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
-    ) -> None:
+    ) -> bool:
         _check_devices(parameters)
         packed = pack_parameters(parameters, is_interpreted())
         _check_clip_value(packed, clip_value)
         if packed.size > 0:
             _launches(packed).clamp(packed, clip_value)
             packed.bump_versions()
+        return packed.size > 0
 
     def prepare(self, parameters: list[Tensor]) -> TritonParameters:
         _check_devices(parameters)
@@ -139,7 +141,7 @@ class TritonParameters:
 
     def clip_grad_norm_(
         self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Clip in one walk. Raises ``UnsupportedError`` or ``NonFiniteError`` before any write."""
         return _clip(
             "GradClipper", self._pack, max_norm, norm_type, error_if_nonfinite, keep=self._keep
@@ -168,15 +170,15 @@ def _clip(
     error_if_nonfinite: bool,
     *,
     keep: Callable[[Callable[[], Tensor]], None] | None,
-) -> Tensor:
+) -> Tensor | None:
     """Clip a list; ``keep`` receives what makes the norms of parameters, also before an error."""
     _check_norm_type(norm_type)
     packed = pack()
     if packed.size == 0:
-        zeros = functools.partial(torch.zeros, dtype=torch.float32, device="cpu")
         if keep is not None:
-            keep(functools.partial(zeros, len(packed.places)))
-        return zeros(())
+            size = len(packed.places)
+            keep(functools.partial(torch.zeros, size, dtype=torch.float32, device="cpu"))
+        return None
     launches = _launches(packed)
     limit = _limit(max_norm, packed)
     if error_if_nonfinite:

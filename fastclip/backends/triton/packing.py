@@ -14,6 +14,9 @@ from ..base import UnsupportedError
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """By their codes, as in csrc/tensor_list.h."""
 
+DTENSOR_REASON = "a DTensor, whose ranks clip together (supported: plain strided tensors)"
+"""As csrc/binding/dtensor.h words it."""
+
 CODE_BITS = 2
 SLOTS = 8
 SMALL_BYTES = 4096
@@ -82,8 +85,7 @@ def pack_parameters(parameters: list[Tensor], is_interpreted: bool) -> PackedLis
     c = native.packer()
     if c is not None:
         return native.translated(c.pack_parameters, parameters, is_interpreted)
-    grads = [p.grad for p in parameters]
-    return _pack_distinct(grads, is_interpreted)
+    return _pack_distinct(parameters, is_interpreted)
 
 
 def pack_tensors(tensors: list[Tensor], is_interpreted: bool) -> PackedList:
@@ -156,12 +158,15 @@ class TorchList:
         torch.autograd.graph.increment_version(self._written)
 
 
-def _pack_distinct(grads: list[Tensor | None], is_interpreted: bool) -> TorchList:
+def _pack_distinct(parameters: list[Tensor], is_interpreted: bool) -> TorchList:
+    grads = [p.grad for p in parameters]
     held = [grad for grad in grads if grad is not None]
     for position, grad in enumerate(grads):
         if grad is not None and not isinstance(grad, Tensor):
             raise UnsupportedError([f"gradient {position} is no tensor"])
     checks.check_writable(held)
+    if checks.is_sharded(parameters, grads):
+        raise UnsupportedError([DTENSOR_REASON])
     _check(held, is_interpreted)
     distinct = checks.unique_gradients(held)
     _check_overlap(distinct)
@@ -177,6 +182,8 @@ def _pack_distinct(grads: list[Tensor | None], is_interpreted: bool) -> TorchLis
 
 def _check(tensors: Sequence[Tensor], is_interpreted: bool) -> None:
     """Raise ``UnsupportedError`` unless all are dense tensors of known dtypes on one device."""
+    if any(map(checks.is_dtensor, tensors)):
+        raise UnsupportedError([DTENSOR_REASON])
     if not checks.are_plain(tensors):
         raise UnsupportedError(["tensors of other kinds than plain strided ones"])
     supported = "cpu" if is_interpreted else "cuda"
