@@ -123,10 +123,12 @@ def is_outside(tensors: Sequence[Tensor]) -> bool:
     """Return whether the tensors hold DTensors on a mesh that this rank is no part of.
 
     Args:
-        tensors: tensors of any kind; DTensors as for ``total_norm``.
+        tensors: tensors of any kind; all DTensors, if any, on one mesh.
     """
-    mesh = _mesh_of(tensors)
-    return mesh is not None and sharded.is_outside(mesh)
+    if isinstance(tensors, PlainTensors):
+        return False
+    first = next(filter(sharded.is_dtensor, tensors), None)
+    return first is not None and sharded.is_outside(first.device_mesh)
 
 
 def clip_coefficient(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:

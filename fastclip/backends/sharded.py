@@ -35,7 +35,7 @@ class ShardedList:
         self._mesh = mesh
         summed = [_without_partial(tensor) for tensor in tensors]
         self._locals = [local(tensor) for tensor in summed]
-        self._shares = [self._share_of(tensor) for tensor in summed]
+        self._shares = self._shares_of(summed)
 
     def total_norm(self, norm_type: float) -> Tensor:
         """Merge the norms of all tensors and ranks; only for p > 0 and inf, where all may merge.
@@ -68,16 +68,17 @@ class ShardedList:
             norms.append(_weigh(norm, share, norm_type))
         return self._merge(_stack(norms), norm_type)
 
-    def _share_of(self, tensor: Tensor) -> float:
-        """Return what this rank's copy of a tensor counts for: 1 / copies."""
+    def _shares_of(self, tensors: Sequence[Tensor]) -> list[float]:
+        """Return what this rank's copy of each tensor counts for: 1 / copies."""
         from torch.distributed.tensor import Replicate
 
-        if not is_dtensor(tensor):
-            return 1 / self._mesh.size()
-        copies = 1
-        for dim, placement in enumerate(tensor.placements):
-            copies *= self._mesh.size(dim) if isinstance(placement, Replicate) else 1
-        return 1 / copies
+        shares: list[float] = []
+        for tensor in tensors:
+            copies = 1 if is_dtensor(tensor) else self._mesh.size()
+            for dim, placement in enumerate(tensor.placements if is_dtensor(tensor) else ()):
+                copies *= self._mesh.size(dim) if isinstance(placement, Replicate) else 1
+            shares.append(1 / copies)
+        return shares
 
     def _merge(self, row: Tensor, norm_type: float) -> Tensor:
         """Merge the rows of all ranks, in one order everywhere: the bits are the same."""
@@ -100,16 +101,16 @@ def mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
         RuntimeError: the DTensors lie on several meshes, or have a placement of an unknown class.
             Every rank raises it, and none has communicated yet.
     """
-    mesh = None
-    for tensor in tensors:
-        if not is_dtensor(tensor):
-            continue
-        _check_placements(tensor)
-        if mesh is not None and tensor.device_mesh != mesh:
+    dtensors = list(filter(is_dtensor, tensors))
+    if not dtensors:
+        return None
+    _check_placements(dtensors)
+    mesh = dtensors[0].device_mesh
+    for tensor in dtensors:
+        if tensor.device_mesh is not mesh and tensor.device_mesh != mesh:
             raise RuntimeError(
                 f"fastclip: DTensors must all be on one mesh (got {mesh} and {tensor.device_mesh})"
             )
-        mesh = tensor.device_mesh
     return mesh
 
 
@@ -190,18 +191,19 @@ def check_no_partial(who: str, tensor: Tensor) -> None:
         )
 
 
-def _check_placements(tensor: DTensor) -> None:
+def _check_placements(dtensors: Sequence[DTensor]) -> None:
     from torch.distributed.tensor import Partial, Replicate, Shard
     from torch.distributed.tensor.placement_types import _StridedShard
 
     # By class: _StridedShard is no Shard, and its is_shard() is False, in torch 2.11 to 2.13.
     known = (Replicate, Shard, _StridedShard, Partial)
-    for placement in tensor.placements:
-        if not isinstance(placement, known):
-            raise RuntimeError(
-                "fastclip: a DTensor's placements must be Replicate, Shard, _StridedShard or "
-                f"Partial (got {type(placement).__name__})"
-            )
+    for tensor in dtensors:
+        for placement in tensor.placements:
+            if not isinstance(placement, known):
+                raise RuntimeError(
+                    "fastclip: a DTensor's placements must be Replicate, Shard, _StridedShard or "
+                    f"Partial (got {type(placement).__name__})"
+                )
 
 
 def _without_partial(tensor: Tensor) -> Tensor:

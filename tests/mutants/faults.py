@@ -99,6 +99,20 @@ FAULTS = (
         ("test_native_hazards.py::test_a_grad_property_may_drop_the_gradients_before_it",),
     ),
     Fault(
+        "a DTensor that has no gradient here is passed over",
+        COLLECTOR,
+        "    if (may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);\n",
+        "",
+        ("test_dtensor.py::test_dtensors_on_one_mesh[1]",),
+    ),
+    Fault(
+        "a list without gradients has a norm of its own",
+        "csrc/binding/parameter_list.h",
+        "  if (gradients.entries.empty()) return std::nullopt;\n",
+        "",
+        ("test_nothing_to_clip.py::test_the_norm_of_nothing_follows_torchs_defaults",),
+    ),
+    Fault(
         "an address is kept although Python code has run since",
         COLLECTOR,
         "        gradients_.entries[i] = entry;\n        gradients_.is_on_gpu",
