@@ -56,7 +56,8 @@ def clip_grad_norm_(
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
             the gradients by position), or is set while a CUDA graph is captured; a gradient's
-            elements share memory; or ``backend`` cannot run this.
+            elements share memory; DTensors lie on several meshes, or have a placement of an
+            unknown class; or ``backend`` cannot run this.
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters, warn_if_empty=True)
@@ -194,7 +195,8 @@ def clip_grad_value_(
     """Clamp every gradient of ``parameters`` in place to [-clip_value, clip_value].
 
     ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. One read, and a write only
-    where something is out of range.
+    where something is out of range. Of a sparse gradient the coalesced values are clamped, and it
+    is coalesced afterwards; of a DTensor, this rank's shard.
 
     Args:
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``).
@@ -206,8 +208,9 @@ def clip_grad_value_(
     Raises:
         NotImplementedError: a gradient is complex.
         RuntimeError: ``clip_value`` does not fit a gradient's dtype; a gradient's elements share
-            memory; or ``backend`` cannot run this.
-        ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
+            memory, or it is a DTensor that is Partial; or ``backend`` cannot run this.
+        ValueError: ``backend`` is unknown, or contradicts ``foreach=False``; ``clip_value`` is
+            negative or NaN and a gradient is sparse.
     """
     sources = _as_list(parameters, warn_if_empty=True)
     limit = number_of(clip_value)

@@ -101,8 +101,7 @@ def test_a_limit_on_the_gpu_is_for_gradients_there(emulated: Emulated) -> None:
 
 def test_a_limit_on_the_gpu_needs_no_gradients(emulated: Emulated) -> None:
     for held in ([], parameters([None])):
-        norm = emulated.module.clip_grad_norm_(held, torch.tensor(0.5), 2.0, False)
-        assert torch.equal(norm, torch.tensor(0.0))
+        assert emulated.module.clip_grad_norm_(held, torch.tensor(0.5), 2.0, False) is None
 
 
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
