@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import Row
+from measure import Row, row_name
 from report import Report
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def draw(report: Report, file: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    cases = list(dict.fromkeys(row["case"] for row in report["rows"]))
+    cases = list(dict.fromkeys(row_name(row) for row in report["rows"]))
     dtypes = list(dict.fromkeys(row["dtype"] for row in report["rows"]))
     height = INCHES_AROUND + INCHES_PER_CASE * len(cases)
     figure = Figure(figsize=(12, height), layout="constrained")
@@ -58,9 +58,9 @@ def _draw_ratios(
     dtypes: Sequence[str],
 ) -> None:
     for row in rows:
-        at = _height(row["case"], row["dtype"], cases, dtypes)
+        at = _height(row_name(row), row["dtype"], cases, dtypes)
         ratio, clipper = row["stock_over_list"], row["stock_over_clipper"]
-        target = targets.get((row["case"], row["dtype"]))
+        target = targets.get((row_name(row), row["dtype"]))
         # A bar on a log scale starts at 1, where stock is, and points left where stock wins.
         panel.barh(at, ratio - 1, BAR_HEIGHT, left=1, color=COLOURS[row["dtype"]])
         panel.plot([clipper], [at], "o", color="black", markerfacecolor="white", markersize=4.5)
@@ -95,8 +95,8 @@ def _height(case: str, dtype: str, cases: Sequence[str], dtypes: Sequence[str]) 
 
 
 def _label_cases(panel: Axes, rows: Sequence[Row], cases: Sequence[str]) -> None:
-    tensors = {row["case"]: row["n_tensors"] for row in rows}
-    elements = {row["case"]: row["n_elements"] for row in rows}
+    tensors = {row_name(row): row["n_tensors"] for row in rows}
+    elements = {row_name(row): row["n_elements"] for row in rows}
     labels = [
         f"{case}\n{_count(tensors[case], 'tensor')}\n{_count(elements[case], 'element')}"
         for case in cases

@@ -20,11 +20,15 @@ Clip = Callable[[], Tensor]
 
 
 class Row(TypedDict):
-    """One line of the table: a case in one dtype, clipped or not."""
+    """One line of the table: a case in one dtype, clipped or not.
+
+    ``other_work``: whether other work ran between the calls, or nothing that counts.
+    """
 
     case: str
     dtype: str
     clipped: bool
+    other_work: bool
     n_tensors: int
     n_elements: int
     gradient_bytes: int
@@ -64,6 +68,7 @@ class Settings:
 @dataclass(frozen=True)
 class _Measured:
     clipped: bool
+    other_work: bool
     cold: bool
     errors: dict[str, float]
     samples: dict[str, Sample]
@@ -85,8 +90,32 @@ def calls(gradients: Gradients, clipped: bool, backend: str | None) -> dict[str,
     }
 
 
-def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Settings) -> Row:
+def starts_inside_cache(gradients: Gradients) -> bool:
+    """Return whether calls that only repeat find these gradients in the last cache."""
+    return gradients.n_bytes <= last_cache_bytes() // 4
+
+
+def row_name(row: Row) -> str:
+    """Return the name of a row's case, and what ran between its calls."""
+    return f"{row['case']}, other work between" if row["other_work"] else row["case"]
+
+
+def measure(
+    gradients: Gradients,
+    clipped: bool,
+    streams: Streams,
+    settings: Settings,
+    other_work: Callable[[], None] | None = None,
+) -> Row:
     """Check the results, then time every contender in alternation.
+
+    Args:
+        gradients: What is clipped.
+        clipped: Whether the threshold is one that clips.
+        streams: What evicts the caches, and the loops that show the speed of memory.
+        settings: What holds for every case.
+        other_work: Runs before each call, outside its time. Without it gradients that fit in the
+            last cache are there, and the same call has just been made.
 
     Raises:
         WrongResultError: before anything is timed if a result of fastclip contradicts float64;
@@ -98,12 +127,12 @@ def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Set
     clips["reference"] = list_call(gradients, max_norm, "reference")
     warm_ups["reference"] = list_call(gradients, gradients.max_norm(False), "reference")
     errors = checked_errors(gradients, clips, clipped)
-    cold = gradients.n_bytes > last_cache_bytes() // 4
+    cold = other_work is not None or not starts_inside_cache(gradients)
     restore = gradients.restore if clipped else _nothing
     contenders = {
         name: Contender(
             call,
-            before=partial(_start_outside_cache, restore, streams.evict)
+            before=partial(_start_outside_cache, restore, other_work or streams.evict)
             if cold
             else partial(_start_inside_cache, restore, warm_ups[name]),
             after=partial(check_coefficient, name, max_norm, clipped),
@@ -117,7 +146,8 @@ def measure(gradients: Gradients, clipped: bool, streams: Streams, settings: Set
     contenders |= {name: Contender(loop, start, _ignore) for name, loop in loops.items()}
     samples = alternate(contenders, settings.effort)
     gradients.restore()
-    return _row(gradients, _Measured(clipped, cold, errors, samples), streams)
+    measured = _Measured(clipped, other_work is not None, cold, errors, samples)
+    return _row(gradients, measured, streams)
 
 
 def checked_errors(gradients: Gradients, clips: dict[str, Clip], clipped: bool) -> dict[str, float]:
@@ -185,6 +215,7 @@ def _row(gradients: Gradients, measured: _Measured, streams: Streams) -> Row:
         case=gradients.case.name,
         dtype=str(gradients.dtype).removeprefix("torch."),
         clipped=clipped,
+        other_work=measured.other_work,
         n_tensors=gradients.case.n_tensors,
         n_elements=gradients.case.n_elements,
         gradient_bytes=n_bytes,
@@ -216,9 +247,9 @@ def in_milliseconds(sample: Sample) -> Milliseconds:
 
 
 def ratios(rows: Sequence[Row]) -> dict[tuple[str, str, bool, str], float]:
-    """Return stock's time over fastclip's, by case, dtype, clipped or not, and contender."""
+    """Return stock's time over fastclip's, by name of the row, dtype, clipped or not, contender."""
     return {
-        (row["case"], row["dtype"], row["clipped"], contender): value
+        (row_name(row), row["dtype"], row["clipped"], contender): value
         for row in rows
         for contender, value in (
             ("list", row["stock_over_list"]),

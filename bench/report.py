@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from machine import Machine
-from measure import Row, ratios
+from measure import Row, ratios, row_name
 from sections import Finding
 from shapes import CASES
 from targets import FLOOR, LARGE_BYTES, MEMORY_FRACTION, TARGETS
@@ -112,7 +112,7 @@ def row_line(row: Row) -> list[str]:
     """Return the cells of one row."""
     ms = {name: sample["median"] for name, sample in row["milliseconds"].items()}
     return [
-        row["case"],
+        row_name(row),
         row["dtype"],
         "yes" if row["clipped"] else "no",
         str(row["n_tensors"]),
@@ -161,6 +161,8 @@ def _rows_text(rows: Sequence[Row]) -> str:
         " updates when the case is clipped.",
         "Gradients larger than a quarter of the last cache start outside it; smaller ones start"
         " inside, each call following five untimed ones of its own that clip nothing.",
+        "Other work between: before each call, and outside its time, another model trains one step"
+        " and twice the last cache is read, which leaves little of the call's in any cache.",
         "Off by: the norm, relative to float64; it is checked before anything is timed.",
     ]
     return "\n".join([table(ROW_HEADER, [row_line(row) for row in rows]), *legend, *notes])

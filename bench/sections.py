@@ -13,7 +13,7 @@ from typing import TypedDict
 import targets
 import torch
 from gradients import DTYPES, NORM_TOLERANCE, Gradients
-from measure import Row, Settings
+from measure import Row, Settings, row_name
 from peak_memory import NOT_MEASURABLE
 from shapes import CASES
 from streams import Streams
@@ -201,7 +201,7 @@ def reference(rows: Sequence[Row]) -> list[Finding]:
     return [
         finding(
             "reference backend",
-            f"{row['case']} {row['dtype']}, {'' if row['clipped'] else 'not '}clipped",
+            f"{row_name(row)} {row['dtype']}, {'' if row['clipped'] else 'not '}clipped",
             row["stock_over_reference"],
             targets.REFERENCE_OVER_STOCK,
             at_most=False,
