@@ -1,6 +1,8 @@
-"""docs/roofline.md: predictions, marked as such, that follow from counted bytes and launches."""
+"""docs/roofline.md: predictions, marked as such, and what was measured beside them."""
 
+import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(ROOT / "bench"))
 
+import gpu_results
 import roofline
 import stock_launches
 from shapes import CASES
@@ -24,11 +27,45 @@ def test_the_document_is_what_the_script_writes() -> None:
 
 
 def test_every_line_of_a_prediction_says_so() -> None:
-    rows = [line for line in roofline.document().splitlines() if line.startswith("| ")]
-    predicted = [row for row in rows if re.search(r"`[\w-]+` \|", row)]
+    before, heading, after = roofline.document().partition("## Measured on an H200\n")
+    assert heading
+    predicted, measured = (
+        [line for line in part.splitlines() if re.search(r"^\| .*`[\w-]+` \|", line)]
+        for part in (before, after)
+    )
     # Launches of each list, and times of each in two dtypes, not clipped and clipped.
     assert len(predicted) == len(CASES) * (1 + 2 * 2)
     assert all(row.startswith("| prediction | ") for row in predicted)
+    # Launches of five lists, and 21 rows.
+    assert len(measured) == 5 + 21
+    assert all(row.startswith("| measured | ") for row in measured)
+
+
+def test_what_is_measured_is_what_the_files_hold() -> None:
+    document = roofline.document()
+    lines = (gpu_results.H200 / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        clipped = "yes" if row["clipped"] else "no"
+        head = f"| measured | `{row['case']}` | {row['dtype']} | {clipped} | "
+        cells = document.partition(head)[2].partition("\n")[0].split(" | ")
+        for cell, name in zip(cells, ("stock", "native fused"), strict=True):
+            rounds = row["entries"][name]["device"]["rounds"]
+            measured = float(cell.partition(" /")[0].replace(",", ""))
+            assert measured == pytest.approx(statistics.median(rounds) * 1e3, rel=5e-3)
+
+
+def test_a_measured_line_holds_the_time_against_its_prediction() -> None:
+    # 497,759,232 bytes at 4.8 TB/s take 103.7 us; stock moves them three times, in 11 launches.
+    line = "| measured | `gpt2-124m` | float32 | no | 471 / 333 / 1.41 | 122 / 106 / 1.16 |"
+    assert line in roofline.document().splitlines()
+
+
+def test_measured_launches_stand_beside_both_counts() -> None:
+    lines = roofline.document().splitlines()
+    assert "| measured | `gpt2-124m` | 148 | 23 | 11 | 23 |" in lines
+    assert "| measured | `llama-3-8b-scaled` | 291 | 60 | 18 | 60 |" in lines
+    assert "| measured | `2000x4096` | 2,000 | 65 | 29 | 61 |" in lines
+    assert "| measured | `10000x256` | 10,000 | 292 | 115 | 271 |" in lines
 
 
 def test_a_time_is_bytes_over_bandwidth_and_launches() -> None:
@@ -75,7 +112,7 @@ def test_the_limits_are_those_of_torchs_header() -> None:
     both = text.partition("CUDART_VERSION >= 13000")[2].partition("#endif")[0]
     newer, _, older = both.partition("#else")
     if not newer:
-        pytest.skip("torch has the limits of CUDA 13 from 2.11 on")
+        pytest.skip("this torch has no limits for CUDA 13")
     assert f"kChunkSize = {stock_launches.CHUNK_SIZE};" in text
     for part, limits in ((newer, stock_launches.CUDA_13), (older, stock_launches.OLDER)):
         assert f"depth_to_max_tensors[5] = {{{limits.max_tensors}," in part
