@@ -15,12 +15,13 @@ from toolkit import may_skip
 
 sys.path.append(str(ROOT / "bench"))
 
+import gpu_results
 import launcher_lists
+from roofline import significant
 from shapes import CASES
 
 PROGRAMS = ROOT / "bench" / "cuda"
-RESULTS = ROOT / "bench" / "results"
-H200 = RESULTS / "2026-11-28-h200"
+H200 = gpu_results.H200
 
 NO_NVCC = may_skip("needs nvcc" if cuda.find_toolkit() is None else None)
 
@@ -108,3 +109,17 @@ def test_the_rows_are_of_right_results() -> None:
         case = CASES[row["case"]]
         item_bytes = {"float32": 4, "bfloat16": 2}[row["dtype"]]
         assert row["gradient_bytes"] == case.n_elements * item_bytes
+
+
+def test_the_readmes_times_are_those_that_were_measured() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| one NVIDIA H200 |")[2].partition("\n\n")[0].splitlines()[2:]
+    entrants = [gpu_results.device_microseconds(name) for name in ("stock", "native fused")]
+    cases = ("gpt2-124m", "llama-3-8b-scaled", "resnet-50", "lora-7b")
+    for line, case in zip(table, cases, strict=True):
+        wanted = [
+            " / ".join(significant(times[case, dtype, clipped]) for clipped in (False, True))
+            for dtype in ("float32", "bfloat16")
+            for times in entrants
+        ]
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == wanted
