@@ -1,4 +1,4 @@
-"""Which form of the clip should be the default on a device, from the times of both."""
+"""Which form of the clip is faster on a device where nothing else runs, from the times of both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ AGAINST = 0.02
 """A case goes against the verdict if its other form is faster by more."""
 
 CAVEAT = (
-    "A fused clip is a cooperative launch, which waits until all of its blocks fit on the GPU, as"
-    " behind a collective on another stream. The forms ran alone on the device: that wait is not in"
-    " these times"
+    "A fused clip is a cooperative launch, which waits until every other kernel on the GPU is done,"
+    " as a collective on another stream: that is why split is fastclip's default. The forms ran"
+    " alone on the device: the wait is not in these times"
 )
 
 
@@ -38,14 +38,14 @@ class Ratio(TypedDict):
 
 
 class Choice(TypedDict):
-    """What a device's times say of one backend; ``default`` is None where they say nothing.
+    """What a device's times say of one backend; ``faster`` is None where they say nothing.
 
     ``fused_over_split`` compares the sums of the medians over all models, and decides; ``against``
     names the cases, of models or not, in which the other form is clearly faster.
     """
 
     backend: str
-    default: str | None
+    faster: str | None
     told: str
     fused_over_split: float | None
     against: list[str]
@@ -94,15 +94,15 @@ def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | Non
         parts = ["no choice: no model was timed in both forms", *left_out, _means(ratios)]
         return _unknown(backend, "; ".join(filter(None, parts)), ratios)
     over = sum(pair.fused_ms for pair in models) / sum(pair.split_ms for pair in models)
-    default, told = _verdict(over)
-    against = [pair.title() for pair in pairs if _goes_against(default, pair.ratio)]
+    faster, told = _verdict(over)
+    against = [pair.title() for pair in pairs if _goes_against(faster, pair.ratio)]
     parts = [f"{told}: fused time / split time of all models together {over:.3f}", *left_out]
     parts.append(_means(ratios))
     if against:
         parts.insert(1, f"mixed, since these cases go against it: {'; '.join(against)}")
     return Choice(
         backend=backend,
-        default=default,
+        faster=faster,
         told="; ".join(parts),
         fused_over_split=over,
         against=against,
@@ -113,7 +113,7 @@ def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | Non
 def _unknown(backend: str, told: str, ratios: dict[str, Ratio] | None = None) -> Choice:
     return Choice(
         backend=backend,
-        default=None,
+        faster=None,
         told=told,
         fused_over_split=None,
         against=[],
@@ -141,17 +141,14 @@ def _is_many_small(case: Case) -> bool:
 
 def _verdict(over: float) -> tuple[str, str]:
     if abs(over - 1) < MARGIN:
-        return (
-            "either",
-            f"fused and split are equal within {MARGIN:.0%}: leave the default as it is",
-        )
-    default = "fused" if over < 1 else "split"
-    return default, f"{default} should be the default on this device"
+        return "either", f"fused and split are equal within {MARGIN:.0%}"
+    faster = "fused" if over < 1 else "split"
+    return faster, f"{faster} is faster where nothing else runs on this device"
 
 
-def _goes_against(default: str, ratio: float) -> bool:
+def _goes_against(faster: str, ratio: float) -> bool:
     is_split_faster, is_fused_faster = ratio > 1 + AGAINST, ratio < 1 - AGAINST
-    return (is_split_faster and default != "split") or (is_fused_faster and default != "fused")
+    return (is_split_faster and faster != "split") or (is_fused_faster and faster != "fused")
 
 
 def _ratio(pairs: Sequence[_Pair]) -> Ratio:

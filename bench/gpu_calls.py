@@ -122,7 +122,7 @@ class Calls:
         return self._time(replays, clock, ready, self._lose_replay)
 
     def _risk(self, name: str) -> int:
-        # A cooperative launch in a capture is what fastclip itself avoids; others are unknown.
+        # By itself fastclip launches nothing cooperative; what others launch is unknown.
         entrant = self.entrants[name]
         if not entrant.is_ours and name != STOCK:
             return 2

@@ -22,9 +22,9 @@ def predicted_work(row: GpuRow, name: str, limits: Limits) -> Work | None:
     case = CASES[row["case"]]
     if name == STOCK:
         return stock_work(case, limits)
-    if name in ("native auto", "native fused", f"native {CLIPPER}"):
+    if name == "native fused":
         return fastclip_work(case, row["clipped"])
-    if name == "native split":
+    if name in ("native auto", "native split", f"native {CLIPPER}"):
         return fastclip_work(case, row["clipped"], split=True)
     return None
 

@@ -34,7 +34,7 @@ class Recorder:
 
     Attributes:
         launches: in order.
-        errors: what a driver would raise at cooperative launches, one for each; then nothing.
+        errors: what a driver would raise at the next launches, one for each; then nothing.
     """
 
     launches: list[Launch] = field(default_factory=list)
@@ -73,7 +73,7 @@ def _driver(recorder: Recorder, capability: int) -> object:
             self._name, self._is_cooperative = metadata.name, metadata.launch_cooperative_grid
 
         def __call__(self, programs: int, *rest: object) -> None:
-            if self._is_cooperative and recorder.errors:
+            if recorder.errors:
                 raise recorder.errors.pop(0)
             # Two more dimensions, stream, function, metadata twice and two hooks.
             arguments = tuple(value for value in rest[8:] if isinstance(value, int))

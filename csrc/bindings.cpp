@@ -171,10 +171,7 @@ std::vector<std::string> cuda_reasons(int device) {
   return reason.empty() ? std::vector<std::string>() : std::vector<std::string>{reason};
 }
 
-void set_clip_mode(int mode) {
-  TORCH_CHECK_VALUE(0 <= mode && mode <= static_cast<int>(CudaMode::kSplit), "clip mode ", mode);
-  clip_mode() = static_cast<CudaMode>(mode);
-}
+void fuse_clips(bool is_fused) { clip_mode() = is_fused ? CudaMode::kFused : CudaMode::kSplit; }
 
 std::vector<std::string> instruction_sets() {
   int size = 0;
@@ -239,7 +236,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("pack_tensors", wrap_pybind_function(&pack_tensors), py::arg("tensors"),
              py::arg("is_interpreted"));
 
-  module.def("set_clip_mode", &set_clip_mode, py::arg("mode"));
+  module.def("fuse_clips", &fuse_clips, py::arg("is_fused"));
   module.def("cuda_reasons", wrap_pybind_function(&cuda_reasons), py::arg("device"));
   module.def("instruction_sets", &instruction_sets);
   module.def("instruction_set", [] { return std::string(active_kernels().name); });

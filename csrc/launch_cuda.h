@@ -55,8 +55,9 @@ struct CudaCoefs {
   bool is_float64;  // what the pointers point to: doubles, else floats
 };
 
-// How clip is launched: one cooperative kernel where the device takes it, or two kernels.
-enum class CudaMode : int { kChoose, kFused, kSplit };
+// How clip is launched: two kernels, or one cooperative kernel, which waits until every other
+// kernel on the device is done.
+enum class CudaMode : int { kSplit, kFused };
 
 struct CudaLaunchers {
   // Assigns slots to the entries and returns the list. `targets` may be null.
@@ -65,7 +66,7 @@ struct CudaLaunchers {
   // Fills `list.table`, before any other launcher gets a list whose `table_bytes` is not 0.
   int (*write_table)(const CudaList& list, int device, void* stream);
 
-  // Norm and rescale in place. kChoose falls back to kSplit where a cooperative launch is refused.
+  // Norm and rescale in place. kFused is an error where a cooperative launch is refused.
   int (*clip)(const CudaList& list, const CudaSums& sums, const CudaResult& result, CudaMode mode,
               int device, void* stream);
 

@@ -103,7 +103,7 @@ def work_of(
 
 @dataclass(frozen=True)
 class Other:
-    """Bytes of partials, sums and results that one fused clip reads and writes."""
+    """Bytes of partials, sums and results that one clip reads and writes."""
 
     read: int
     written: int

@@ -79,6 +79,7 @@ class Emulated:
     def reset(self) -> None:
         """Forget all placements, launches, reports and settings."""
         self._library.emulated_reset()
+        self.module.fuse_clips(False)
 
     def machine(
         self,

@@ -70,7 +70,7 @@ def test_a_run_on_the_cpu_says_everywhere_that_it_is_of_no_gpu(
     for row in found["rows"]:
         assert_row_adds_up(row, found["copy_gb_per_s"])
     assert [host["n_tensors"] for host in found["host_times"]] == [10, 100, 1000]
-    assert {choice["default"] for choice in found["choices"]} == {None}
+    assert {choice["faster"] for choice in found["choices"]} == {None}
     assert set(modes) == {"auto", "fused", "split"} and modes[-1] == "auto"
     assert "native: no choice: this is NOT a GPU measurement" in capsys.readouterr().out
 

@@ -23,6 +23,8 @@ LAUNCH_FAILURE = 719
 COOPERATIVE_TOO_LARGE = 720
 NOT_SUPPORTED = 801
 
+SPLIT = ["reduce_kernel", "finish_and_scale_kernel"]
+
 
 def kernels(emulated: Emulated) -> list[str]:
     """Return the names of the kernels launched, without template arguments."""
@@ -32,17 +34,27 @@ def kernels(emulated: Emulated) -> list[str]:
     ]
 
 
-def test_a_clip_is_one_cooperative_launch(emulated: Emulated) -> None:
+def test_a_clip_is_two_launches_and_one_by_choice(emulated: Emulated) -> None:
     grads = [gradient(1 + i % 7, torch.float32, seed=i) for i in range(1600)]
-    fastclip.clip_grad_norm_(parameters(grads), 0.1, backend="native")
-    assert [launch.is_cooperative for launch in emulated.launches] == [True]
+    results = []
+    for is_fused, names in ((False, SPLIT), (True, ["clip_kernel"])):
+        emulated.clear()
+        emulated.module.fuse_clips(is_fused)
+        held = parameters(copies(grads))
+        norm = fastclip.clip_grad_norm_(held, 0.1, backend="native")
+        assert kernels(emulated) == names
+        assert all(launch.is_cooperative == is_fused for launch in emulated.launches)
+        results.append([norm, *(p.grad for p in held)])
+    for split, fused in zip(*results, strict=True):
+        assert split is not None and fused is not None
+        assert torch.equal(split, fused)
 
 
 def test_longer_lists_take_a_few_launches_more(emulated: Emulated) -> None:
     grads = [gradient(1 + i % 7, torch.float32, seed=i) for i in range(3300)]
     held = parameters(copies(grads))
     norm = fastclip.clip_grad_norm_(held, 0.1, backend="native")
-    assert kernels(emulated) == [*["write_table_kernel"] * 3, "clip_kernel"]
+    assert kernels(emulated) == [*["write_table_kernel"] * 3, *SPLIT]
     assert_clipped(held, grads, 0.1, norm)
 
 
@@ -70,7 +82,6 @@ def test_a_limit_on_the_gpu_is_read_by_the_kernel(emulated: Emulated) -> None:
     limit = torch.tensor(0.5, dtype=torch.float64)
     norm = emulated.module.clip_grad_norm_(held, limit, 2.0, False)
     assert_clipped(held, grads, 0.5, norm)
-    assert [launch.is_cooperative for launch in emulated.launches] == [True]
     held = parameters(copies(grads))
     emulated.module.clip_grads_with_norm_(held, limit, norm)
     assert_clipped(held, grads, 0.5, norm)
@@ -161,32 +172,36 @@ def test_versions_are_bumped_written_or_not(emulated: Emulated) -> None:
     assert versions(grads) == [version + 1 for version in seen]
 
 
-@pytest.mark.parametrize("status", (COOPERATIVE_TOO_LARGE, NOT_SUPPORTED))
-def test_a_refused_cooperative_launch_becomes_two_launches(emulated: Emulated, status: int) -> None:
-    grads = mixed_gradients()
-    fused, split = parameters(copies(grads)), parameters(copies(grads))
-    norm = fastclip.clip_grad_norm_(fused, 0.5, backend="native")
-    emulated.clear()
-    emulated.errors(cooperative=status)
-    assert torch.equal(fastclip.clip_grad_norm_(split, 0.5, backend="native"), norm)
-    assert kernels(emulated) == ["clip_kernel", "reduce_kernel", "finish_and_scale_kernel"]
-    for a, b in zip(fused, split, strict=True):
-        assert a.grad is not None and b.grad is not None
-        assert torch.equal(a.grad, b.grad)
-
-
-def test_devices_without_cooperative_launches_take_two(emulated: Emulated) -> None:
-    emulated.machine(has_cooperative_launch=False)
-    fastclip.clip_grad_norm_(parameters(mixed_gradients()), 0.5, backend="native")
-    assert kernels(emulated) == ["reduce_kernel", "finish_and_scale_kernel"]
-
-
-def test_a_captured_clip_replays_on_changed_gradients(emulated: Emulated) -> None:
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [(COOPERATIVE_TOO_LARGE, "CooperativeLaunchTooLarge"), (NOT_SUPPORTED, "NotSupported")],
+)
+def test_a_refused_fused_clip_raises_and_writes_nothing(
+    emulated: Emulated, status: int, name: str
+) -> None:
     grads = mixed_gradients()
     held = parameters(copies(grads))
+    emulated.module.fuse_clips(True)
+    if status == NOT_SUPPORTED:
+        emulated.machine(has_cooperative_launch=False)
+    else:
+        emulated.errors(cooperative=status)
+    with pytest.raises(RuntimeError, match=f"a launch on device cuda:0 failed: cudaError{name} "):
+        fastclip.clip_grad_norm_(held, 0.5, backend="native")
+    assert kernels(emulated) == ["clip_kernel"]
+    for p, grad in zip(held, grads, strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, grad)
+
+
+@pytest.mark.parametrize("is_fused", (False, True))
+def test_a_captured_clip_replays_on_changed_gradients(emulated: Emulated, is_fused: bool) -> None:
+    grads = mixed_gradients()
+    held = parameters(copies(grads))
+    emulated.module.fuse_clips(is_fused)
     with emulated.capture() as graph:
         norm = fastclip.clip_grad_norm_(held, 0.5, backend="native")
-    assert not any(launch.is_cooperative for launch in emulated.launches)
+    assert kernels(emulated) == (["clip_kernel"] if is_fused else SPLIT)
     for factor in (1.0, 3.0):
         new = [grad * factor for grad in grads]
         for p, grad in zip(held, new, strict=True):
@@ -234,7 +249,6 @@ def test_a_capture_refuses_to_read_the_norm_back(emulated: Emulated, count: int)
 def test_a_failed_launch_says_what_and_where(emulated: Emulated, failing: int) -> None:
     grads = mixed_gradients()
     before = copies(grads)
-    emulated.machine(has_cooperative_launch=False)
     emulated.fail_launch(failing, LAUNCH_FAILURE)
     with pytest.raises(
         RuntimeError,

@@ -18,6 +18,7 @@ pytestmark = [
 WORKER = Path(__file__).with_name("triton_launches_worker.py")
 FRONT_END = Path(__file__).with_name("triton_front_worker.py")
 HOST_TIME = WORKER.parents[1] / "bench" / "triton_host.py"
+SPLIT = ["reduce_kernel", "finish_and_scale_kernel"]
 PROGRAMS = 6
 """400,000 bytes in pieces of 64 KiB."""
 
@@ -52,44 +53,49 @@ def test_every_variant_passes_tritons_front_end() -> None:
 
 def test_nothing_is_compiled_again_for_another_list() -> None:
     counts: dict[str, dict[str, int]] = json.loads(run(str(WORKER), "fifty_lists"))
-    once = ["clip_kernel", "reduce_kernel", "finish_and_scale_kernel"]
+    once = ["clip_kernel", *SPLIT]
     assert {name: counts["first"].get(name) for name in once} == dict.fromkeys(once, 1)
     assert counts["after"] == counts["first"]
     another = counts["with another mix"]
     assert {name: another[name] for name in once} == dict.fromkeys(once, 2)
 
 
-def test_a_clip_is_one_cooperative_launch() -> None:
-    (launch,) = forms()["auto"]
+def test_a_clip_is_two_launches() -> None:
+    for mode in ("auto", "split"):
+        launches = forms()[mode]
+        assert kernels(launches) == SPLIT
+        assert not any(launch["is_cooperative"] for launch in launches)
+        assert [launch["programs"] for launch in launches] == [PROGRAMS] * 2
+
+
+def test_a_fused_clip_is_one_cooperative_launch() -> None:
+    (launch,) = forms()["fused"]
     assert (launch["kernel"], launch["is_cooperative"]) == ("clip_kernel", True)
     assert launch["programs"] == PROGRAMS
-    (fused,) = forms()["fused"]
-    assert fused["kernel"] == "clip_kernel"
 
 
-def test_a_refused_launch_is_two() -> None:
+def test_a_fused_clip_that_is_refused_raises_and_is_tried_again() -> None:
     found = forms()
-    split = ["reduce_kernel", "finish_and_scale_kernel"]
-    refusals = [name for name in found if name.startswith("refused")]
-    assert len(refusals) == 4
-    for name in ["split", "out of memory", *refusals]:
-        assert kernels(found[name]) == split, name
-        assert not any(launch["is_cooperative"] for launch in found[name])
+    errors = [kernels(found[f"fused, refused {number}"]) for number in range(3)]
+    assert all(len(texts) == 1 for texts in errors)
+    assert errors[0] == [
+        "fastclip: the clip mode is fused: Triton cannot launch clip_kernel on device cpu: "
+        "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
+    ]
+    assert kernels(found["fused again"]) == ["clip_kernel"]
 
 
 def test_a_refusal_is_remembered_and_a_lack_of_memory_is_not() -> None:
     found = forms()
+    for name, why in (("out of memory", "out of memory"), ("broken", "invalid device function")):
+        (text,) = kernels(found[name])
+        assert str(text).startswith(
+            'clip_grad_norm_: backend "triton" cannot run this: Triton cannot launch reduce_kernel '
+            f"on device cpu: RuntimeError: Triton Error [CUDA]: {why}"
+        )
+    assert kernels(found["memory again"]) == SPLIT
+    assert kernels(found["broken before"]) == kernels(found["broken"])
     assert len(found["not raised"]) == 1
-    assert kernels(found["fewer programs"]) == ["clip_kernel"]
-    assert kernels(found["memory again"]) == ["clip_kernel"]
-
-
-def test_a_refusal_of_the_form_that_was_asked_for_raises() -> None:
-    (text,) = kernels(forms()["fused, refused"])
-    assert text == (
-        "fastclip: the clip mode is fused: Triton cannot launch clip_kernel on device cpu: "
-        "RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch"
-    )
 
 
 def test_a_kernel_that_does_not_compile_is_tried_once_and_torch_clips() -> None:
@@ -110,9 +116,10 @@ def test_a_kernel_that_does_not_compile_is_tried_once_and_torch_clips() -> None:
 
 
 def test_a_captured_clip_carries_its_words_in_arguments() -> None:
-    names = kernels(forms()["captured"])
     # 18 fields and three words for each of 100 tensors, 64 in a launch.
-    assert names == [*["write_words_kernel"] * 5, "reduce_kernel", "finish_and_scale_kernel"]
+    writes = ["write_words_kernel"] * 5
+    assert kernels(forms()["auto, captured"]) == [*writes, *SPLIT]
+    assert kernels(forms()["fused, captured"]) == [*writes, "clip_kernel"]
 
 
 def test_the_words_in_arguments_are_those_of_the_list() -> None:

@@ -23,7 +23,7 @@ from recorded_triton import Recorder, compilations, record
 import fastclip
 from fastclip import backends
 from fastclip.backends.base import UnsupportedError
-from fastclip.backends.clip_mode import set_clip_mode
+from fastclip.backends.clip_mode import MODES, set_clip_mode
 from fastclip.backends.triton import call, launches, packing
 
 
@@ -44,8 +44,11 @@ def fifty_lists(recorder: Recorder) -> object:
     """Clip 50 different lists of the same dtypes, in every way, then two other mixes."""
     generator = torch.Generator().manual_seed(0)
     clip([5000, 7], torch.float32, torch.bfloat16)
+    set_clip_mode("fused")
+    clip([5000, 7], torch.float32, torch.bfloat16)
     first = compilations()
     for i in range(50):
+        set_clip_mode(MODES[i % len(MODES)])
         count = 2 + 2 * i
         sizes = torch.randint(1, 30_000, (count,), generator=generator).tolist()
         clip(sizes, torch.float32, torch.bfloat16)
@@ -56,8 +59,10 @@ def fifty_lists(recorder: Recorder) -> object:
         )  # fmt: skip
         clipper.clip_()
     after = compilations()
-    clip([5000, 7], torch.float16)
-    clip([70, 7000], torch.float16)
+    for mode in MODES:
+        set_clip_mode(mode)
+        clip([5000, 7], torch.float16)
+        clip([70, 7000], torch.float16)
     return {"first": first, "after": after, "with another mix": compilations()}
 
 
@@ -74,37 +79,35 @@ def forms(recorder: Recorder) -> object:
         except RuntimeError as error:
             found[name] = [*taken(recorder), {"error": str(error)}]
 
-    clip(sizes, torch.float32)  # compiles
-    run("auto", lambda: clip(sizes, torch.float32))
+    for mode in MODES:
+        set_clip_mode(mode)
+        clip(sizes, torch.float32)  # compiles
+        run(mode, lambda: clip(sizes, torch.float32))
+    set_clip_mode("fused")
     refusals = (
         RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"),
         RuntimeError("Triton Error [HIP]:  Code: 720, Messsage: cooperative launch too large"),
         AssertionError("Cooperative launch requested but not supported by device"),
     )
     for number, error in enumerate(refusals):
-        call._refused.clear()
         recorder.errors.append(error)
-        run(f"refused {number}", lambda: clip(sizes, torch.float32))
-    recorder.errors.append(refusals[0])  # nobody asks again
-    run("refused before", lambda: clip(sizes, torch.float32))
-    found["not raised"] = [{"error": str(error)} for error in recorder.errors]
-    recorder.errors.clear()
-    run("fewer programs", lambda: clip([70_000], torch.float32))
-    call._refused.clear()
+        run(f"fused, refused {number}", lambda: clip(sizes, torch.float32))
+    run("fused again", lambda: clip(sizes, torch.float32))
+    set_clip_mode("auto")
     recorder.errors.append(RuntimeError("Triton Error [CUDA]: out of memory"))
     run("out of memory", lambda: clip(sizes, torch.float32))
     run("memory again", lambda: clip(sizes, torch.float32))
-    set_clip_mode("fused")
-    recorder.errors.append(refusals[0])
-    run("fused, refused", lambda: clip(sizes, torch.float32))
+    broken = RuntimeError("Triton Error [CUDA]: invalid device function")
+    recorder.errors += [broken, broken]  # nobody asks again
+    run("broken", lambda: clip(sizes, torch.float32))
+    run("broken before", lambda: clip(sizes, torch.float32))
+    found["not raised"] = [{"error": str(error)} for error in recorder.errors]
+    recorder.errors.clear()
     call._refused.clear()
-    run("fused", lambda: clip(sizes, torch.float32))
-    set_clip_mode("split")
-    run("split", lambda: clip(sizes, torch.float32))
-    set_clip_mode("auto")
     call.is_capturing = launches.is_capturing = lambda device: True
-    run("captured", lambda: clip([33] * 100, torch.float32))
-    run("compiled", lambda: None)
+    for mode in ("auto", "fused"):
+        set_clip_mode(mode)
+        run(f"{mode}, captured", lambda: clip([33] * 100, torch.float32))
     return found
 
 

@@ -42,12 +42,12 @@ struct Coef {
 struct GpuNorm {
   std::vector<Part> parts;
   at::Tensor total_norm;  // on the first gradient's device
-  Coef clip_coef;         // the same; not set by a single kernel
+  Coef clip_coef;         // the same; not set by NormOfParts::clip()
 };
 
 // How every clip is launched.
 inline std::atomic<CudaMode>& clip_mode() {
-  static std::atomic<CudaMode> mode{CudaMode::kChoose};
+  static std::atomic<CudaMode> mode{CudaMode::kSplit};
   return mode;
 }
 
@@ -138,7 +138,7 @@ class NormOfParts {
     combine(totals, max_norm);
   }
 
-  // Norm and rescale in one go, for a list on one GPU.
+  // Norm and rescale in one call, for a list on one GPU.
   void clip(const Limit& max_norm) {
     const Part& part = result_.parts[0];
     at::Tensor limit;

@@ -19,14 +19,6 @@ struct Grid {
   bool is_cooperative;
 };
 
-// Has the kernel's code loaded, which a driver puts off until it is first needed and a graph
-// capture may not allow.
-template <typename... Parameters>
-cudaError_t load_kernel(void (*kernel)(Parameters...)) {
-  int blocks = 0;
-  return resident_blocks(reinterpret_cast<const void*>(kernel), &blocks);
-}
-
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_grid(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
                         const Arguments&... arguments) {
@@ -86,34 +78,19 @@ inline DeviceTable device_table(const CudaList& list) {
           reinterpret_cast<int32_t*>(first_slots)};
 }
 
-template <typename Table>
-Table make_table(const CudaList& list) {
-  if constexpr (std::is_same_v<Table, DeviceTable>) {
-    return device_table(list);
-  } else {
-    return pack_table<Table>(list, 0, table_size(list));
-  }
+// Calls launch(table) with the variant that the list calls for.
+template <typename Launch>
+cudaError_t with_table(const CudaList& list, Launch launch) {
+  if (list.table_bytes > 0) return launch(device_table(list));
+  const int size = table_size(list);
+  if (size <= ShortTable::kTensors) return launch(pack_table<ShortTable>(list, 0, size));
+  return launch(pack_table<LongTable>(list, 0, size));
 }
 
 template <typename T>
 struct Type {
   using Is = T;
 };
-
-// Calls body(Type<Table>{}) with the variant that the list calls for.
-template <typename Body>
-cudaError_t with_table_type(const CudaList& list, Body body) {
-  if (list.table_bytes > 0) return body(Type<DeviceTable>{});
-  if (table_size(list) <= ShortTable::kTensors) return body(Type<ShortTable>{});
-  return body(Type<LongTable>{});
-}
-
-// Calls launch(table) with the table itself.
-template <typename Launch>
-cudaError_t with_table(const CudaList& list, Launch launch) {
-  return with_table_type(
-      list, [&](auto table) { return launch(make_table<typename decltype(table)::Is>(list)); });
-}
 
 // Calls body(Type<Sum>{}) with what computes the norm.
 template <typename Body>

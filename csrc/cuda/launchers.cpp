@@ -58,19 +58,6 @@ cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks) {
   return cudaSuccess;
 }
 
-// Any doubt counts as yes: a stream on which one must not ask is one.
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusActive;
-  return take_error(cudaStreamIsCapturing(stream, &status)) != cudaSuccess ||
-         status != cudaStreamCaptureStatusNone;
-}
-
-bool may_cooperate(int device, cudaStream_t stream) {
-  int can = 0;
-  const cudaError_t status = cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, device);
-  return take_error(status) == cudaSuccess && can != 0 && !is_capturing(stream);
-}
-
 bool takes_long_arguments() {
   int version = 0;
   return take_error(cudaDriverGetVersion(&version)) == cudaSuccess && version >= 12010;
@@ -106,26 +93,11 @@ int write_table(const CudaList& list, int device, void* stream) {
                    [&] { return launch_write_table(list, static_cast<cudaStream_t>(stream)); });
 }
 
-// A call before a capture loads what the same call launches in it.
-cudaError_t load_split(const CudaList& list, const CudaSums& sums) {
-  const cudaError_t status = load_reduce(list, sums);
-  return status != cudaSuccess ? status : load_finish_and_scale(list, sums);
-}
-
-// Nothing ran in a launch that returned one of these.
-bool is_refusal(cudaError_t status) {
-  return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorNotSupported;
-}
-
 int clip(const CudaList& list, const CudaSums& sums, const CudaResult& result, CudaMode mode,
          int device, void* stream) {
   return on_device(device, [&] {
     auto* const queue = static_cast<cudaStream_t>(stream);
-    if (mode == CudaMode::kFused || (mode == CudaMode::kChoose && may_cooperate(device, queue))) {
-      cudaError_t status = mode == CudaMode::kChoose ? load_split(list, sums) : cudaSuccess;
-      if (status == cudaSuccess) status = launch_fused(list, sums, result, queue);
-      if (mode == CudaMode::kFused || !is_refusal(status)) return status;
-    }
+    if (mode == CudaMode::kFused) return launch_fused(list, sums, result, queue);
     const cudaError_t status = launch_reduce(list, sums, queue);
     return status != cudaSuccess ? status : launch_finish_and_scale(list, sums, result, queue);
   });
@@ -156,9 +128,13 @@ int check(int device) {
   return on_device(device, [] { return check_code(); });
 }
 
-bool is_capturing_on(int device, void* stream) {
+// Any doubt counts as yes: a stream on which one must not ask is one.
+bool is_capturing(int device, void* stream) {
   const OnDevice current(device);
-  return current.status() != cudaSuccess || is_capturing(static_cast<cudaStream_t>(stream));
+  if (current.status() != cudaSuccess) return true;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusActive;
+  const auto status = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capture);
+  return take_error(status) != cudaSuccess || capture != cudaStreamCaptureStatusNone;
 }
 
 const char* name(int status) { return cudaGetErrorName(static_cast<cudaError_t>(status)); }
@@ -193,8 +169,8 @@ int runtime_version() {
 }
 
 constexpr CudaLaunchers kLaunchers = {
-    plan_list, write_table,     clip, reduce, finish, scale,          clamp,
-    check,     is_capturing_on, name, reason, advice, driver_version, runtime_version};
+    plan_list, write_table,  clip, reduce, finish, scale,          clamp,
+    check,     is_capturing, name, reason, advice, driver_version, runtime_version};
 
 }  // namespace
 }  // namespace device

@@ -29,11 +29,6 @@ cudaError_t resident_blocks(const void* kernel, int* blocks);
 // As many blocks as the device holds, if each has 64 KiB and a group or more to work on.
 cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks);
 
-bool is_capturing(cudaStream_t stream);
-
-// Whether a cooperative launch may be tried: the device can, and no graph is being captured.
-bool may_cooperate(int device, cudaStream_t stream);
-
 // Kernel arguments of 4 KB work on every driver, those of 32,764 bytes from 12.1 on.
 bool takes_long_arguments();
 
@@ -54,10 +49,6 @@ cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
                                     const CudaResult& result, cudaStream_t stream);
 cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream);
 cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream);
-
-// Have the kernels of the split clip loaded: what a capture after the fused one will launch.
-cudaError_t load_reduce(const CudaList& list, const CudaSums& sums);
-cudaError_t load_finish_and_scale(const CudaList& list, const CudaSums& sums);
 
 // Success if the build holds code for the current device.
 cudaError_t check_code();

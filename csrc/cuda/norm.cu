@@ -38,15 +38,6 @@ cudaError_t launch_reduce(const CudaList& list, const CudaSums& sums, cudaStream
   });
 }
 
-cudaError_t load_reduce(const CudaList& list, const CudaSums& sums) {
-  return with_sum(sums, [&](auto sum) {
-    using Sum = typename decltype(sum)::Is;
-    return with_table_type(list, [](auto table) {
-      return load_kernel(&reduce_kernel<Sum, typename decltype(table)::Is>);
-    });
-  });
-}
-
 cudaError_t launch_finish(const CudaList& list, const CudaSums& sums, const CudaResult& result,
                           cudaStream_t stream) {
   return with_sum(sums, [&](auto sum) {

@@ -60,15 +60,6 @@ cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
   });
 }
 
-cudaError_t load_finish_and_scale(const CudaList& list, const CudaSums& sums) {
-  return with_sum(sums, [&](auto sum) {
-    using Sum = typename decltype(sum)::Is;
-    return with_table_type(list, [](auto table) {
-      return load_kernel(&finish_and_scale_kernel<Sum, typename decltype(table)::Is>);
-    });
-  });
-}
-
 cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream) {
   return with_table(list, [&](const auto& table) {
     using Table = std::decay_t<decltype(table)>;

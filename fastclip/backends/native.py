@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._build import build_info, torch_mismatch
 from .base import NonFiniteError, UnsupportedError, warn_once
-from .clip_mode import MODES, follow_clip_mode
+from .clip_mode import FUSED, follow_clip_mode
 
 ISA_VARIABLE = "FASTCLIP_ISA"
 
@@ -211,7 +211,7 @@ def _load() -> tuple[types.ModuleType | None, tuple[str, ...]]:
     except ImportError as error:
         return None, (f"fastclip._C cannot be imported: {error}",)
     _select_instruction_set(_C)
-    follow_clip_mode(lambda mode: _C.set_clip_mode(MODES.index(mode)))
+    follow_clip_mode(lambda mode: _C.fuse_clips(mode == FUSED))
     return _C, ()
 
 

@@ -25,11 +25,11 @@ Request clipping(CudaMode mode) {
   return request;
 }
 
-void expect_choice(Run& run, Gradients& gradients, const std::string& what, size_t all,
-                   size_t cooperative) {
-  const Request request = clipping(CudaMode::kChoose);
+void expect_form(Run& run, Gradients& gradients, CudaMode mode, const std::string& what) {
+  const bool is_fused = mode == CudaMode::kFused;
+  const Request request = clipping(mode);
   const Outcome outcome = clip(run, gradients.list, request);
-  expect_launches(run, what, all, cooperative);
+  expect_launches(run, what, is_fused ? 1 : 2, is_fused ? 1 : 0);
   expect_clipped(run, what, gradients, request, outcome);
   gradients.restore();
 }
@@ -47,25 +47,23 @@ void expect_refusal(Run& run, Gradients& gradients, CudaMode mode, cudaError_t w
 
 void cooperative_refused(Run& run) {
   Gradients gradients(run, mixed_list());
-  expect_choice(run, gradients, "a device that can", 1, 1);
+  for (const auto mode : {CudaMode::kSplit, CudaMode::kFused}) {
+    expect_form(run, gradients, mode, "a device that can");
+  }
   emulator::machine().has_cooperative_launch = false;
-  expect_choice(run, gradients, "a device that cannot", 2, 0);
+  expect_form(run, gradients, CudaMode::kSplit, "a device that cannot");
   expect_refusal(run, gradients, CudaMode::kFused, cudaErrorNotSupported);
   emulator::machine().has_cooperative_launch = true;
-  for (const auto error : {cudaErrorCooperativeLaunchTooLarge, cudaErrorNotSupported}) {
+  for (const auto error : {cudaErrorCooperativeLaunchTooLarge, cudaErrorLaunchOutOfResources}) {
     emulator::machine().cooperative_error = error;
-    expect_choice(run, gradients, cuda().name(error), 3, 1);
+    expect_form(run, gradients, CudaMode::kSplit, cuda().name(error));
     expect_refusal(run, gradients, CudaMode::kFused, error);
   }
   emulator::machine().cooperative_error = cudaSuccess;
   // As for the default stream while another one is captured: one may not ask.
   emulator::machine().capture_error = cudaErrorStreamCaptureImplicit;
   run.expect_true(cuda().is_capturing(0, nullptr), "a doubt counts as no capture");
-  expect_choice(run, gradients, "in doubt", 2, 0);
   emulator::machine().capture_error = cudaSuccess;
-  // Any other error may mean that something is broken: no second try.
-  emulator::machine().cooperative_error = cudaErrorLaunchOutOfResources;
-  expect_refusal(run, gradients, CudaMode::kChoose, cudaErrorLaunchOutOfResources);
 }
 
 void capture_and_replay(Run& run) {
@@ -74,15 +72,15 @@ void capture_and_replay(Run& run) {
   run.expect_true(!cuda().is_capturing(1, stream), "the stream captures before its capture");
   emulator::begin_capture(stream);
   run.expect_true(cuda().is_capturing(1, stream), "the stream does not capture");
-  const bool is_long = run.seed() % 2 != 0;
+  const bool is_long = run.seed() % 2 != 0, is_fused = run.seed() / 2 % 2 != 0;
   Gradients gradients(run, is_long ? tiny_list(1650) : mixed_list(),
                       {ordinary_value, false, {}, stream});
-  Request request = clipping(CudaMode::kChoose);
+  Request request = clipping(is_fused ? CudaMode::kFused : CudaMode::kSplit);
   request.stream = stream;
   const Workspace workspace(run, gradients.list, request);
   run.expect_success("clip", call_clip(run, gradients.list, workspace));
   gradients.expect_unchanged("captured");
-  expect_launches(run, "captured", is_long ? 4 : 2, 0);
+  expect_launches(run, "captured", (is_fused ? 1 : 2) + (is_long ? 2 : 0), is_fused ? 1 : 0);
   // A graph lives longer than the list on the host.
   auto* const entries = const_cast<TensorEntry*>(gradients.list.entries);
   std::fill(entries, entries + gradients.size(), TensorEntry{});
@@ -98,16 +96,18 @@ void capture_and_replay(Run& run) {
   run.expect_true(cuda().is_capturing(1, stream), "a capture that broke is none");
 }
 
-// Code that is first needed in a capture may not be loaded there: the call before it has to. The
-// launchers ask once for each device: every list takes another.
+// Code that is first needed in a capture may not be loaded there: the same call before it has to.
+// The launchers ask once for each device: every list takes another.
 void loaded_before_capture(Run& run) {
   static int device = kDevices - 1;
   emulator::machine().loads_in_capture = false;
-  for (const bool is_long : {false, true}) {
+  for (const int which : {0, 1, 2, 3}) {
+    const bool is_long = which % 2 != 0, is_fused = which / 2 != 0;
+    const size_t launches = (is_fused ? 1 : 2) + (is_long ? 2 : 0);
     emulator::machine().devices = ++device + 1;
     run.select(device);
     const cudaStream_t stream = emulator::make_stream(device);
-    Request request = clipping(CudaMode::kChoose);
+    Request request = clipping(is_fused ? CudaMode::kFused : CudaMode::kSplit);
     request.stream = stream;
     for (const bool captures : {false, true}) {
       emulator::clear_launches();
@@ -116,16 +116,15 @@ void loaded_before_capture(Run& run) {
                                 {ordinary_value, false, {}, stream});
       const Workspace workspace(run, gradients.list, request);
       run.expect_success("clip", call_clip(run, gradients.list, workspace));
-      expect_launches(run, captures ? "captured" : "before", (captures ? 2 : 1) + (is_long ? 2 : 0),
-                      captures ? 0 : 1);
+      expect_launches(run, captures ? "captured" : "before", launches, is_fused ? 1 : 0);
     }
-    run.expect("launches captured", emulator::end_capture(stream).launches, is_long ? 4 : 2);
+    run.expect<size_t>("launches captured", emulator::end_capture(stream).launches, launches);
   }
 }
 
 void launch_failures(Run& run) {
   Gradients gradients(run, mixed_list());
-  for (const auto mode : {CudaMode::kChoose, CudaMode::kFused, CudaMode::kSplit}) {
+  for (const auto mode : {CudaMode::kFused, CudaMode::kSplit}) {
     for (int n = 1; n <= (mode == CudaMode::kSplit ? 2 : 1); ++n) {
       emulator::fail_launch(n, cudaErrorIllegalAddress);
       expect_refusal(run, gradients, mode, cudaErrorIllegalAddress);
@@ -165,7 +164,8 @@ void other_device(Run& run) {
     run.select((current + 1) % kDevices);
     emulator::clear_launches();
     Gradients gradients(run, run.seed() % 2 != 0 ? tiny_list(1650) : mixed_list());
-    Request request = clipping(CudaMode::kChoose);
+    const CudaMode mode = current % 2 != 0 ? CudaMode::kFused : CudaMode::kSplit;
+    Request request = clipping(mode);
     request.stream = emulator::make_stream(run.device());
     expect_clipped(run, "on another device", gradients, request,
                    clip(run, gradients.list, request));
@@ -178,7 +178,7 @@ void other_device(Run& run) {
     }
     gradients.restore();
     emulator::fail_launch(1, cudaErrorUnknown);
-    expect_refusal(run, gradients, CudaMode::kChoose, cudaErrorUnknown);
+    expect_refusal(run, gradients, mode, cudaErrorUnknown);
     expect_current(current);
     run.expect_status("check", cuda().check(kDevices), cudaErrorInvalidDevice);
     expect_current(current);
@@ -190,7 +190,7 @@ void machine_errors(Run& run) {
   for (const auto error : {cudaErrorNoDevice, cudaErrorInsufficientDriver}) {
     emulator::machine().device_error = error;
     run.expect_status("check", cuda().check(0), error);
-    for (const auto mode : {CudaMode::kChoose, CudaMode::kSplit}) {
+    for (const auto mode : {CudaMode::kFused, CudaMode::kSplit}) {
       expect_refusal(run, gradients, mode, error);
     }
     run.expect_true(cuda().is_capturing(0, nullptr), "a doubt about capture counts as no");
@@ -199,7 +199,7 @@ void machine_errors(Run& run) {
   }
   emulator::machine().code_error = cudaErrorNoKernelImageForDevice;
   run.expect_status("check", cuda().check(0), cudaErrorNoKernelImageForDevice);
-  expect_refusal(run, gradients, CudaMode::kChoose, cudaErrorNoKernelImageForDevice);
+  expect_refusal(run, gradients, CudaMode::kSplit, cudaErrorNoKernelImageForDevice);
   emulator::machine().code_error = cudaSuccess;
   run.expect_success("check", cuda().check(0));
   emulator::machine().driver_version = 12040;
@@ -223,7 +223,7 @@ void grid_sizes(Run& run) {
       const int64_t groups = gradients.list.groups, worth = gradients.bytes() / 65536;
       const int64_t blocks = std::max<int64_t>(1, std::min({resident, groups, worth}));
       emulator::clear_launches();
-      clip(run, gradients.list, clipping(CudaMode::kChoose));
+      clip(run, gradients.list, clipping(CudaMode::kFused));
       run.expect<int64_t>(named.name + ", blocks", emulator::launches().back().grid.x, blocks);
       clip(run, spread(gradients.list), clipping(CudaMode::kSplit));
       run.expect<int64_t>(named.name + ", blocks", emulator::launches().back().grid.x,

@@ -26,7 +26,7 @@ struct Request {
   bool has_inv_scale = false;
   bool has_found_inf = false;
   bool has_sums = true;
-  CudaMode mode = CudaMode::kChoose;
+  CudaMode mode = CudaMode::kSplit;
   cudaStream_t stream = nullptr;
 };
 

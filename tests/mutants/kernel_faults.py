@@ -288,25 +288,29 @@ FAULTS = (
         ("cooperative_refused",),
     ),
     KernelFault(
-        "a broken launch is tried again",
+        "a cooperative launch that is refused becomes two launches",
         LAUNCHERS,
-        "return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorNotSupported;",
-        "return status != cudaSuccess;",
+        "    if (mode == CudaMode::kFused) return launch_fused(list, sums, result, queue);\n",
+        "    if (mode == CudaMode::kFused &&\n"
+        "        launch_fused(list, sums, result, queue) == cudaSuccess) {\n"
+        "      return cudaSuccess;\n"
+        "    }\n",
         ("cooperative_refused",),
     ),
     KernelFault(
-        "the split kernels are not loaded before a capture",
+        "a fused clip is split while a graph is captured",
         LAUNCHERS,
-        "mode == CudaMode::kChoose ? load_split(list, sums) : cudaSuccess;",
-        "cudaSuccess;",
+        "    if (mode == CudaMode::kFused) return",
+        "    bool is_capturing(int, void*);\n"
+        "    if (mode == CudaMode::kFused && !is_capturing(device, stream)) return",
         ("loaded_before_capture",),
     ),
     KernelFault(
-        "a cooperative launch is captured",
+        "a split clip is fused",
         LAUNCHERS,
-        " && !is_capturing(stream);",
-        ";",
-        ("capture_and_replay",),
+        "    if (mode == CudaMode::kFused) return",
+        "    return",
+        ("cooperative_refused",),
     ),
     KernelFault(
         "the device that was current is not restored",
@@ -354,8 +358,8 @@ FAULTS = (
     KernelFault(
         "a doubt about capture counts as no",
         LAUNCHERS,
-        "take_error(cudaStreamIsCapturing(stream, &status)) != cudaSuccess ||",
-        "take_error(cudaStreamIsCapturing(stream, &status)) == cudaSuccess &&",
+        "take_error(status) != cudaSuccess || capture",
+        "take_error(status) == cudaSuccess && capture",
         ("cooperative_refused",),
     ),
     KernelFault(

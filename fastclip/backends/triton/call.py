@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -155,18 +154,18 @@ def launch(
         kernel[(programs,)](*arguments, **constants)
         return
     options = _options(device, is_cooperative)
-    key = (kernel.fn.__name__, device, is_cooperative, *constants.items())
-    known = _refused.get(key)
-    if known is not None and programs >= known.programs:
-        raise LaunchError(known.reason)
+    key = (kernel.fn.__name__, device, *constants.items())
+    if key in _refused:
+        raise LaunchError(_refused[key])
     try:
         kernel[(programs,)](*arguments, **constants, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         text = f"Triton cannot launch {key[0]} on device {device}: {first_line_of(error)}"
-        if not is_passing(error):
-            _refused[key] = Refusal(text, programs if is_cooperative else 0)
+        # A cooperative launch may be refused for its programs, of which another list has fewer.
+        if not is_cooperative and not is_passing(error):
+            _refused[key] = text
         raise LaunchError(text) from error
 
 
@@ -177,16 +176,8 @@ class LaunchError(UnsupportedError):
         super().__init__([reason], without_kernels(reason))
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a kernel was not launched, and how many programs were the fewest that were too many."""
-
-    reason: str
-    programs: int
-
-
-# A compiler may take seconds to refuse a kernel: it is asked once.
-_refused: dict[tuple[object, ...], Refusal] = {}
+# Why a kernel was not launched. A compiler may take seconds to refuse one: it is asked once.
+_refused: dict[tuple[object, ...], str] = {}
 
 
 def is_passing(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..clip_mode import AUTO, FUSED, clip_mode
+from ..clip_mode import FUSED, clip_mode
 from .call import Call, LaunchError, is_capturing, is_interpreted, launch
 from .call import device_of as device_of
 from .call import first_line_of as first_line_of
@@ -95,19 +95,16 @@ def clip(
 
 
 def _launch_clip(call: Call, kind: int, finds_inf: int) -> None:
-    mode, mix = clip_mode(), call.packed.mix
-    if mode == FUSED or (mode == AUTO and not is_capturing(call.device)):
-        if mode == AUTO:
-            _load_split(call, kind, finds_inf)
-        programs = 1 if is_interpreted() else call.programs()
-        try:
-            call.launch(clip_kernel, programs, True, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
-            return
-        except LaunchError as error:
-            if mode == FUSED:
-                raise RuntimeError(f"fastclip: the clip mode is {FUSED}: {error}") from error
-    call.launch(reduce_kernel, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
-    call.launch(finish_and_scale_kernel, MIX=mix, KIND=kind)
+    mix = call.packed.mix
+    if clip_mode() != FUSED:
+        call.launch(reduce_kernel, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+        call.launch(finish_and_scale_kernel, MIX=mix, KIND=kind)
+        return
+    programs = 1 if is_interpreted() else call.programs()
+    try:
+        call.launch(clip_kernel, programs, True, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+    except LaunchError as error:
+        raise RuntimeError(f"fastclip: the clip mode is {FUSED}: {error}") from error
 
 
 def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
@@ -272,25 +269,6 @@ def _on(packed: PackedList) -> Iterator[None]:
     else:
         with torch.cuda.device(packed.device):
             yield
-
-
-_loaded: set[tuple[int, int, int, int]] = set()
-
-
-def _load_split(call: Call, kind: int, finds_inf: int) -> None:
-    """Have the kernels loaded that the same call launches while a graph is captured.
-
-    Code is compiled and loaded when it is first launched, which a capture may not allow. Here they
-    are launched on a list without tensors.
-    """
-    key = (call.packed.device, call.packed.mix, kind, finds_inf)
-    if is_interpreted() or key in _loaded:
-        return
-    empty = torch.zeros(words.FIELDS.value, dtype=torch.int64, device=call.device)
-    at, mix = empty.data_ptr(), call.packed.mix
-    launch(reduce_kernel, call.device, 1, at, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
-    launch(finish_and_scale_kernel, call.device, 1, at, MIX=mix, KIND=kind)
-    _loaded.add(key)
 
 
 def check(index: int) -> None:
