@@ -40,7 +40,7 @@ MANY = (
 )
 # Four seeds for four dtypes, or four lists.
 FEW = (
-    *("norm_of_devices", "norm_of_constants", "max_norm_values", "inv_scale"),
+    *("norm_of_devices", "partials_in_order", "norm_of_constants", "max_norm_values", "inv_scale"),
     *("rescue_extremes", "rescue_threshold", "scale_sources", "clamp_limits"),
     *("count_clamp", "count_clamp_of_few", "count_scale", "count_rescue"),
     *("table_clip", "capture_and_replay", "clip_close_to_one", "count_backwards"),

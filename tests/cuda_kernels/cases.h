@@ -19,6 +19,7 @@ void clip_close_to_one(Run& run);
 // norm_cases.cpp
 void norm_alone(Run& run);
 void norm_of_devices(Run& run);
+void partials_in_order(Run& run);
 void norm_of_constants(Run& run);
 void norm_of_unlucky_vectors(Run& run);
 void norm_of_nothing(Run& run);
