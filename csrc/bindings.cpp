@@ -206,7 +206,6 @@ PYBIND11_MODULE(_C, module) {
   py::class_<PackedList>(module, "PackedList", py::module_local())
       .def_property_readonly("size", &PackedList::size)
       .def_property_readonly("device", &PackedList::device)
-      .def_property_readonly("bytes", &PackedList::bytes)
       .def_property_readonly("chunk_size", &PackedList::chunk_size)
       .def_property_readonly("groups", &PackedList::groups)
       .def_property_readonly("mix", &PackedList::mix)

@@ -15,7 +15,6 @@ namespace fastclip {
 struct CudaList {
   const TensorEntry* entries;  // on the host; `first_chunk` holds the first slot (gpu_work.h)
   char* const* targets;        // one for each entry, for results out of place; null: in place
-  int64_t bytes;               // of all entries
   int32_t size;
   int32_t chunk_size;   // elements in a chunk
   int32_t groups;       // pieces of work, with a partial each

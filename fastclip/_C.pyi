@@ -20,7 +20,6 @@ class ParameterList:
 class PackedList:
     size: int
     device: int
-    bytes: int
     chunk_size: int
     groups: int
     mix: int

@@ -27,16 +27,13 @@ from shapes import CASES, Case
 DOCUMENT = ROOT / "docs" / "counted-work.md"
 
 ELEMENTS = 1 << 19
-"""What a list is scaled down to: the emulator takes about a second for it."""
+"""What a list is scaled down towards: the emulator takes about a second for it."""
 
-SMALL = 1024
-"""Float32 elements in kSmallBytes (csrc/gpu_work.h): scaling keeps tensors on their side."""
+SMALL = (1 << 12) + 1
+"""Float32 elements that are no longer small (csrc/gpu_work.h): scaling keeps tensors so."""
 
 GRID = 132 * 4
 """Blocks that an H100 holds at a time, for the traffic at full size."""
-
-BLOCK_BYTES = 1 << 16
-"""kBlockBytes of csrc/gpu_work.h: no block for less."""
 
 
 def element_counts(case: Case) -> list[int]:
@@ -116,7 +113,7 @@ def other_traffic(emulated: Emulated, counts: Sequence[int], resident: int) -> O
     its sum. A group has a partial, a tensor a sum, and total_norm is one float32.
     """
     plan = emulated.plan(counts)
-    grid = max(1, min(resident, plan.groups, sum(counts) * 4 // BLOCK_BYTES))
+    grid = max(1, min(resident, plan.groups))
     chunks = sum(-(-n // plan.chunk_size) for n in counts if n >= SMALL)
     return Other(8 * (grid * plan.groups + chunks), 8 * (plan.groups + len(counts)) + 4)
 
@@ -142,11 +139,12 @@ INTRODUCTION = f"""\
 # What the CUDA kernels read and write
 
 Counted by the emulator in the kernels' own code, for the benchmark's lists in float32, scaled down
-to about {ELEMENTS:,} elements with the number of tensors kept: launches / gradients read /
-gradients written, in multiples of the gradients' bytes N. Other traffic is what one clip reads and
-writes of partials, sums and results at the full size on {GRID} blocks (an H100's), in multiples of
-N; small as it is, L2 should hold it. The last column is the table: in the kernel's arguments, or
-bytes in device memory, which every block reads in part and which are not among the other traffic.
+towards {ELEMENTS:,} elements with the number of tensors kept, and each above or below 16 KiB as it
+was: launches / gradients read / gradients written, in multiples of the gradients' bytes N. A clip
+is in its default form, split. Other traffic is what one clip reads and writes of partials, sums and
+results at the full size on {GRID} blocks (an H100's), in multiples of N; few bytes that all blocks
+read, which L2 should hold. The last column is the table: in the kernel's arguments, or bytes in
+device memory, which every block reads in part and which are not among the other traffic.
 
 `python tests/counted_work.py` writes this file; tests/test_counted_work.py compares it.
 

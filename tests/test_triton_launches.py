@@ -19,8 +19,8 @@ WORKER = Path(__file__).with_name("triton_launches_worker.py")
 FRONT_END = Path(__file__).with_name("triton_front_worker.py")
 HOST_TIME = WORKER.parents[1] / "bench" / "triton_host.py"
 SPLIT = ["reduce_kernel", "finish_and_scale_kernel"]
-PROGRAMS = 6
-"""400,000 bytes in pieces of 64 KiB."""
+PROGRAMS = 8
+"""Seven chunks of 100,000 elements, and a group of two small tensors."""
 
 
 def run(*command: str) -> str:

@@ -31,7 +31,7 @@ def words_of(packed: packing.PackedList, targets: list[int]) -> list[int]:
 
 
 def described(packed: packing.PackedList, targets: list[int]) -> list[object]:
-    plain = (packed.size, packed.device, packed.bytes, packed.chunk_size, packed.groups)
+    plain = (packed.size, packed.device, packed.chunk_size, packed.groups)
     rest = (packed.mix, packed.has_float64, list(packed.places))
     assert packed.is_in_order == (list(packed.places) == list(range(packed.size)))
     return [*plain, *rest, words_of(packed, targets)]

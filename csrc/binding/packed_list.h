@@ -20,11 +20,10 @@ class PackedList {
       }
       mix_ |= 1 << static_cast<int>(gradients_.entries[i].dtype);
     }
-    slots_ = device::assign_slots(gradients_.entries.data(), static_cast<int64_t>(size));
+    slots_ = device::assign_slots(gradients_.entries.data(), static_cast<int64_t>(size), kSmall);
   }
 
   size_t size() const { return gradients_.entries.size(); }
-  int64_t bytes() const { return slots_.bytes; }
   int32_t chunk_size() const { return slots_.chunk_size; }
   int32_t groups() const { return slots_.groups; }
   // A bit for the code of each dtype in the list.
@@ -74,6 +73,9 @@ class PackedList {
   void bump() const { bump_versions(gradients_); }
 
  private:
+  // SMALL_BYTES of fastclip/backends/triton/packing.py, which says why it is another here.
+  static constexpr int64_t kSmall = 4096;
+
   Gradients gradients_;
   device::Slots slots_{};
   int mix_ = 0;

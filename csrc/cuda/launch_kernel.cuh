@@ -41,7 +41,8 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), const CudaList& list, LaunchKind kind,
                           cudaStream_t stream, const Arguments&... arguments) {
   Grid grid{0, kind == kCooperative};
-  const cudaError_t status = grid_size(reinterpret_cast<const void*>(kernel), list, &grid.blocks);
+  const cudaError_t status =
+      grid_size(reinterpret_cast<const void*>(kernel), list.groups, &grid.blocks);
   if (status != cudaSuccess) return status;
   return launch_grid(kernel, grid, stream, arguments...);
 }

@@ -50,12 +50,10 @@ cudaError_t resident_blocks(const void* kernel, int* blocks) {
   return cudaSuccess;
 }
 
-cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks) {
+cudaError_t grid_size(const void* kernel, int groups, int* blocks) {
   const cudaError_t status = resident_blocks(kernel, blocks);
-  if (status != cudaSuccess) return status;
-  const int64_t useful = std::min<int64_t>(list.groups, list.bytes / kBlockBytes);
-  *blocks = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(*blocks, useful)));
-  return cudaSuccess;
+  if (status == cudaSuccess) *blocks = std::max(1, std::min(*blocks, groups));
+  return status;
 }
 
 bool takes_long_arguments() {
@@ -68,7 +66,6 @@ CudaList plan_list(TensorEntry* entries, int64_t size, char* const* targets) {
   CudaList list{};
   list.entries = entries;
   list.targets = targets;
-  list.bytes = slots.bytes;
   list.size = static_cast<int32_t>(size);
   list.chunk_size = slots.chunk_size;
   list.groups = slots.groups;

@@ -26,8 +26,12 @@ class OnDevice {
 // Blocks of the kernel that the current device holds at a time; asked once for each device.
 cudaError_t resident_blocks(const void* kernel, int* blocks);
 
-// As many blocks as the device holds, if each has 64 KiB and a group or more to work on.
-cudaError_t grid_size(const void* kernel, const CudaList& list, int* blocks);
+// A block for every group, up to as many as the device holds. On an H200 a list of 1,000 tensors of
+// 128 bytes took 177 us with a block for each 64 KiB, and 15.7 with one for each 4 KiB, when a
+// block had four or five groups; a grid sync took 4.06 us with 132 blocks and 4.48 with 528
+// (variants-1.txt and ceilings.txt of bench/results/2026-11-28-h200). A block of its own for each
+// of that list's 125 groups has not been timed.
+cudaError_t grid_size(const void* kernel, int groups, int* blocks);
 
 // Kernel arguments of 4 KB work on every driver, those of 32,764 bytes from 12.1 on.
 bool takes_long_arguments();

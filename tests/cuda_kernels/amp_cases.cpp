@@ -45,7 +45,7 @@ void found_inf_anywhere(Run& run) {
     const bool has_one = round > 0 && count > 0;
     if (has_one) gradients.set(tensor, places[run.pick(3, use + 4)], round == 1 ? kInf : kNan);
     request.mode = run.pick(2, use + 5) != 0 ? CudaMode::kFused : CudaMode::kSplit;
-    const Outcome outcome = clip(run, spread(gradients.list), request);
+    const Outcome outcome = clip(run, gradients.list, request);
     if (has_one) run.expect("found_inf", outcome.found_inf, 1.0);
     if (round == 0) run.expect("found_inf", outcome.found_inf, 0.0);
     expect_clipped(run, "round " + std::to_string(round), gradients, request, outcome);

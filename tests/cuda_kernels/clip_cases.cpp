@@ -11,17 +11,15 @@ namespace {
 void clip_both_ways(Run& run, const NamedList& named, Request request) {
   run.select(static_cast<int>(run.pick(kDevices)));
   Gradients gradients(run, named.specs);
-  const bool is_spread = run.pick(2, 1) != 0;
-  const CudaList list = is_spread ? spread(gradients.list) : gradients.list;
   request.mode = CudaMode::kFused;
-  const Outcome fused = clip(run, list, request);
+  const Outcome fused = clip(run, gradients.list, request);
   expect_clipped(run, named.name, gradients, request, fused);
   expect_outcome_as_ever(run, named.name, fused);
   const uint64_t digest = gradients.digest();
   run.expect_as_ever(named.name + ", gradients", digest);
   gradients.restore();
   request.mode = CudaMode::kSplit;
-  expect_same_outcome(run, named.name + ", split", clip(run, list, request), fused);
+  expect_same_outcome(run, named.name + ", split", clip(run, gradients.list, request), fused);
   run.expect(named.name + ", digest of the split kernels' gradients", gradients.digest(), digest);
 }
 

@@ -72,7 +72,7 @@ void count_clamp_of_few(Run& run) {
     const bool is_whole = vector * 16 >= begin && vector * 16 + 16 <= begin + count * size;
     wanted += is_whole ? 16 : size;
   }
-  run.expect_success("clamp", cuda().clamp(spread(gradients.list), 1, 0, nullptr));
+  run.expect_success("clamp", cuda().clamp(gradients.list, 1, 0, nullptr));
   run.expect<int64_t>("bytes written", gradients.traffic().written, wanted);
   run.expect<int64_t>("bytes read", gradients.traffic().read, gradients.bytes());
 }
@@ -98,7 +98,8 @@ void count_rescue(Run& run) {
   const DType dtypes[] = {DType::kFloat32, DType::kBFloat16};
   const DType dtype = dtypes[run.seed() % 2];
   // Whole vectors: single elements are summed in float64 at once.
-  const std::vector<TensorSpec> specs = {{dtype, 48}, {dtype, 5000}, {dtype, 0}, {dtype, 2104}};
+  const std::vector<TensorSpec> specs = {
+      {dtype, 48}, {dtype, 9000}, {dtype, 0}, {dtype, 1504}, {dtype, 8304}};
   Request request;
   request.max_norm = kInf;
   for (const double value : {0.0, -0.0, 0x1p-49, 0x1p60, 1e-30}) {
@@ -115,17 +116,19 @@ void count_rescue(Run& run) {
 // What was read last is written first: it is the likeliest to be in a cache still.
 void count_backwards(Run& run) {
   const DType dtype = kAllDTypes[run.seed() % kDTypes];
-  // Less than 64 KiB: one block works on all of it.
-  const int64_t count = 12'000 / element_size(dtype);
-  const std::vector<TensorSpec> specs(5, {dtype, count});
+  // A chunk each. A block of this device takes every second one.
+  run.select(1);
+  constexpr int kBlocks = kMultiprocessors[1] * 2;
+  const std::vector<TensorSpec> specs(7, {dtype, 20'000 / element_size(dtype)});
   for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {
     Gradients gradients(run, specs);
     Request request;
     request.max_norm = 0.75;
     request.mode = mode;
     clip(run, gradients.list, request);
-    for (int tensor = 1; tensor < gradients.size(); ++tensor) {
-      const emulator::Traffic before = gradients.traffic(tensor - 1);
+    run.expect<int64_t>("blocks", emulator::launches().back().grid.x, kBlocks);
+    for (int tensor = kBlocks; tensor < gradients.size(); ++tensor) {
+      const emulator::Traffic before = gradients.traffic(tensor - kBlocks);
       const emulator::Traffic after = gradients.traffic(tensor);
       run.expect_true(before.first_read < after.first_read, "not read in the order of the list");
       run.expect_true(before.first_write > after.first_write, "not written in the reverse order");

@@ -148,6 +148,12 @@ void Gradients::expect_multiplied(const std::string& what, double coef) const {
   expect_each(what, [&](int, DType dtype, uint64_t bits) { return multiplied(dtype, bits, coef); });
 }
 
+int64_t Gradients::bytes() const {
+  int64_t bytes = 0;
+  for (int tensor = 0; tensor < size(); ++tensor) bytes += bytes_of(tensor);
+  return bytes;
+}
+
 uint64_t Gradients::digest() const {
   uint64_t hash = 1469598103934665603u;
   for (int tensor = 0; tensor < size(); ++tensor) {
@@ -157,11 +163,6 @@ uint64_t Gradients::digest() const {
     }
   }
   return hash;
-}
-
-CudaList spread(CudaList list) {
-  list.bytes = int64_t{1} << 40;
-  return list;
 }
 
 }  // namespace fastclip::kernel_tests

@@ -75,7 +75,7 @@ class Gradients {
 
   int size() const { return static_cast<int>(specs_.size()); }
   const TensorSpec& spec(int tensor) const { return specs_[static_cast<size_t>(tensor)]; }
-  int64_t bytes() const { return list.bytes; }
+  int64_t bytes() const;  // of all tensors
   int64_t bytes_of(int tensor) const {
     return spec(tensor).count * element_size(spec(tensor).dtype);
   }
@@ -123,9 +123,4 @@ class Gradients {
   std::vector<char*> targets_;
   std::vector<std::vector<char>> before_;
 };
-
-// Every group gets a block of its own, up to what the device holds: as if the list had the bytes
-// that make it worth it.
-CudaList spread(CudaList list);
-
 }  // namespace fastclip::kernel_tests

@@ -212,23 +212,23 @@ void machine_errors(Run& run) {
       "advice for a device without code");
 }
 
-// As many blocks as the device holds, unless the list has no work for them: 64 KiB and a group
-// each.
+// A block for every group, as many as the device holds.
 void grid_sizes(Run& run) {
   for (int device = 0; device < kDevices; ++device) {
     run.select(device);
     for (const NamedList& named : awkward_lists()) {
       Gradients gradients(run, named.specs);
       const int64_t resident = kMultiprocessors[device] * 2;
-      const int64_t groups = gradients.list.groups, worth = gradients.bytes() / 65536;
-      const int64_t blocks = std::max<int64_t>(1, std::min({resident, groups, worth}));
-      emulator::clear_launches();
-      clip(run, gradients.list, clipping(CudaMode::kFused));
-      run.expect<int64_t>(named.name + ", blocks", emulator::launches().back().grid.x, blocks);
-      clip(run, spread(gradients.list), clipping(CudaMode::kSplit));
-      run.expect<int64_t>(named.name + ", blocks", emulator::launches().back().grid.x,
-                          std::min(resident, groups));
-      run.expect(named.name + ", threads", emulator::launches().back().block.x, 256u);
+      const int64_t groups = gradients.list.groups;
+      for (const auto mode : {CudaMode::kFused, CudaMode::kSplit}) {
+        emulator::clear_launches();
+        clip(run, gradients.list, clipping(mode));
+        for (const auto& launch : emulator::launches()) {
+          run.expect<int64_t>(named.name + ", blocks", launch.grid.x, std::min(resident, groups));
+          run.expect(named.name + ", threads", launch.block.x, 256u);
+        }
+        gradients.restore();
+      }
     }
   }
 }

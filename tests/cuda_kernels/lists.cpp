@@ -3,7 +3,7 @@
 namespace fastclip::kernel_tests {
 namespace {
 
-constexpr int64_t kSmallBytes = 4096;  // as in gpu_work.h; these lists are to straddle it
+constexpr int64_t kLargestSmall = 16384;  // bytes; gpu_work.h. These lists are to straddle it
 constexpr size_t kVectorBytes = 16;
 
 DType dtype_of(size_t index) { return kAllDTypes[index % kDTypes]; }
@@ -23,14 +23,14 @@ std::vector<TensorSpec> mixed_list() {
   };
   for (const int64_t count : {1, 0, 31, 33, 2, 0, 7}) add(dtype_of(specs.size()), count);
   for (const DType dtype : kAllDTypes) {
-    const int64_t limit = kSmallBytes / element_size(dtype);
-    for (const int64_t count : {limit - 1, limit, limit + 1}) add(dtype, count);
+    const int64_t largest = kLargestSmall / element_size(dtype);
+    for (const int64_t count : {largest - 1, largest, largest + 1}) add(dtype, count);
   }
   for (int i = 0; i < 9; ++i) add(dtype_of(specs.size()), 5 + i);
-  add(DType::kBFloat16, 4099);
-  add(DType::kFloat16, 3000);
+  add(DType::kBFloat16, 8195);
+  add(DType::kFloat16, 9000);
   for (int i = 0; i < 17; ++i) add(dtype_of(specs.size() / 2), i % 4);
-  add(DType::kFloat32, 1500);
+  add(DType::kFloat32, 5000);
   add(DType::kFloat16, 1);
   return specs;
 }
@@ -54,7 +54,7 @@ std::vector<TensorSpec> chunk_list() {
 
 std::vector<TensorSpec> head_list() {
   std::vector<TensorSpec> specs;
-  for (const int64_t bytes : {int64_t{200}, kSmallBytes + 40}) {
+  for (const int64_t bytes : {int64_t{200}, kLargestSmall + 40}) {
     for (const DType dtype : kAllDTypes) {
       const auto size = static_cast<size_t>(element_size(dtype));
       for (size_t offset = 0; offset < kVectorBytes; offset += size) {
@@ -81,7 +81,11 @@ std::vector<TensorSpec> tiny_list(int count) {
 
 std::vector<TensorSpec> short_list(DType dtype) {
   const auto size = static_cast<size_t>(element_size(dtype));
-  return {{dtype, 40, size}, {dtype, 5000, kVectorBytes - size}, {dtype, 3, 0}, {dtype, 2100, 0}};
+  return {{dtype, 40, size},
+          {dtype, 9000, kVectorBytes - size},
+          {dtype, 3, 0},
+          {dtype, 1500, size},
+          {dtype, 8400, 0}};
 }
 
 const std::vector<NamedList>& awkward_lists() {

@@ -16,7 +16,7 @@ struct NamedList {
   std::vector<TensorSpec> specs;
 };
 
-// Runs of tiny tensors before, between and after large ones, sizes around 4096 bytes, all dtypes.
+// Runs of tiny tensors before, between and after large ones, sizes around 16 KiB, all dtypes.
 std::vector<TensorSpec> mixed_list();
 // Sizes around kMinChunkSize, with and without a head, and several chunks.
 std::vector<TensorSpec> chunk_list();

@@ -15,7 +15,7 @@ void expect_norm_of(Run& run, const std::string& name, DType dtype, const Values
   request.is_float64 = run.pick(2) != 0;
   for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {
     request.mode = mode;
-    const Outcome outcome = clip(run, spread(gradients.list), request);
+    const Outcome outcome = clip(run, gradients.list, request);
     expect_clipped(run, name, gradients, request, outcome);
     gradients.restore();
   }

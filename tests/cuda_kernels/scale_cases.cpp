@@ -8,7 +8,7 @@ namespace fastclip::kernel_tests {
 namespace {
 
 void scale(Run& run, const Gradients& gradients, const CudaCoefs& coefs) {
-  run.expect_success("scale", cuda().scale(spread(gradients.list), coefs, run.device(), nullptr));
+  run.expect_success("scale", cuda().scale(gradients.list, coefs, run.device(), nullptr));
 }
 
 void expect_scaled(Run& run, Gradients& gradients, const CudaCoefs& coefs, double coef) {

@@ -302,6 +302,20 @@ FAULTS = (
         ("partials_in_order",),
     ),
     KernelFault(
+        "a block for every four groups",
+        LAUNCHERS,
+        "std::max(1, std::min(*blocks, groups))",
+        "std::max(1, std::min(*blocks, groups / 4))",
+        ("grid_sizes",),
+    ),
+    KernelFault(
+        "a tensor of 16 KiB is large",
+        WORK,
+        "kSmallBytes = (int64_t{1} << 14) + 1;",
+        "kSmallBytes = int64_t{1} << 14;",
+        ("plan_slots",),
+    ),
+    KernelFault(
         "a large tensor begins within a group",
         WORK,
         "if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;\n",

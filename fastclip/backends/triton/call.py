@@ -23,9 +23,6 @@ PROGRAMS_EACH = 2
 
 MAX_REGISTERS = 128
 
-PROGRAM_BYTES = 1 << 16
-"""Fewer bytes than this for a program are not worth one."""
-
 INTERPRETED_PROGRAMS = 5
 """In Triton's interpreter, where programs run one after another: an odd number of them."""
 
@@ -119,11 +116,14 @@ class Call:
         self.packed.write(host, self._fields, self._targets)
 
     def programs(self) -> int:
-        """Return how many programs the list has work for."""
+        """Return how many programs the list has work for: one for each group.
+
+        As in the CUDA kernels, where a list of many small tensors gained by it. Triton's kernels
+        have not been timed with so many.
+        """
         if is_interpreted():
             return max(1, min(INTERPRETED_PROGRAMS, self.packed.groups))
-        useful = min(self.packed.groups, self.packed.bytes // PROGRAM_BYTES)
-        return max(1, min(_resident_programs(self.device.index), useful))
+        return max(1, min(_resident_programs(self.device.index), self.packed.groups))
 
     def launch(
         self,

@@ -19,11 +19,19 @@ DTENSOR_REASON = "a DTensor, whose ranks clip together (supported: plain strided
 
 CODE_BITS = 2
 SLOTS = 8
-SMALL_BYTES = 4096
 VECTOR_BYTES = 16
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 1 << 14, 1 << 20
 MAX_CHUNKS = 1 << 11
 """As in csrc/gpu_work.h, which says what they are for."""
+
+SMALL_BYTES = 4096
+"""Of a small tensor, fewer than this; kSmall of csrc/binding/packed_list.h.
+
+The CUDA kernels give 16 KiB to a warp. Here a tensor is a row of a block, which loads 128 elements
+a round, one by one: 16 KiB of 16-bit elements would be 64 rounds, one after another, where a chunk
+is one. With 512 a round a norm of three dtypes spills registers (sm_90, Triton 3.9). On a GPU
+neither has been timed.
+"""
 
 
 class PackedList(Protocol):
@@ -32,7 +40,6 @@ class PackedList(Protocol):
     Attributes:
         size: how many tensors.
         device: the number of their GPU, -1 for the CPU and for none.
-        bytes: of all elements.
         chunk_size: elements in a chunk.
         groups: pieces of work.
         mix: a bit for the code of each dtype in the list.
@@ -43,7 +50,6 @@ class PackedList(Protocol):
 
     size: int
     device: int
-    bytes: int
     chunk_size: int
     groups: int
     mix: int
@@ -134,7 +140,6 @@ class TorchList:
         self.mix = sum(1 << code for code in set(codes.tolist()))
         self.has_float64 = bool(self.mix & 1 << code_of[torch.float64])
         self._byte_counts = counts * sizes
-        self.bytes = int(self._byte_counts.sum())
         self.chunk_size = _chunk_size(int(counts.sum()))
         self._first_slots, slots = _slots(self._addresses, counts, sizes, self.chunk_size)
         self.groups = -(-slots // SLOTS)

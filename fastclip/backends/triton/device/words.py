@@ -2,9 +2,9 @@
 
 The words are the fields below, then a row for each tensor in columns: every address, then every
 count with its dtype in the lowest two bits, then every first slot, and, for results out of place,
-every target's address. Slots and groups are those of csrc/gpu_work.h: a tensor of SMALL_BYTES or
-more is cut into chunks, a group of eight slots each; a smaller one takes a slot, and up to eight
-that follow one another share a group.
+every target's address. Slots and groups are as in csrc/gpu_work.h: a tensor of SMALL_BYTES or more
+is cut into chunks, a group of eight slots each; a smaller one takes a slot, and up to eight that
+follow one another share a group.
 
 A kernel takes the words' address as its only argument: nothing about a list can make Triton compile
 a kernel anew, and a launch costs the host the same for every list.
@@ -44,7 +44,7 @@ SIZES = tl.constexpr(sum(t.primitive_bitwidth // 8 << 4 * code for code, t in en
 
 SLOTS = tl.constexpr(8)  # in a group
 VECTOR_BYTES = tl.constexpr(16)
-SMALL_BYTES = tl.constexpr(4096)
+SMALL_BYTES = tl.constexpr(4096)  # packing.py says why not as many as the CUDA kernels
 
 
 @triton.constexpr_function
