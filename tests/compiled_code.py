@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,7 @@ class Kernel:
     loops: list[Loop] = field(default_factory=list)
     generic: list[str] = field(default_factory=list)  # loads and stores that are not .global
     local: int = 0
+    partials: int = 0  # 8-byte loads in flight in the first loop that has any
 
     @property
     def base(self) -> str:
@@ -109,15 +110,24 @@ def is_vector_load(instruction: Instruction) -> bool:
     return instruction.name.startswith("LDG.E.128")
 
 
-def hot_loops(code: Sequence[Instruction]) -> list[Loop]:
-    """Find the innermost loops with 16-byte loads."""
+def is_partial_load(instruction: Instruction) -> bool:
+    """Tell whether it reads 8 bytes of global memory."""
+    return instruction.name.startswith("LDG.E.64")
+
+
+def loops_of(code: Sequence[Instruction]) -> list[list[Instruction]]:
+    """Find the loops, by where they begin."""
     spans = []
     for i in code:
         target = re.search(r"0x([0-9a-f]+)", i.operands) if i.name.startswith("BRA") else None
         if target is not None and int(target[1], 16) <= i.address:
             spans.append((int(target[1], 16), i.address))
-    bodies = [[i for i in code if begin <= i.address <= end] for begin, end in sorted(set(spans))]
-    hot = [body for body in bodies if any(map(is_vector_load, body))]
+    return [[i for i in code if begin <= i.address <= end] for begin, end in sorted(set(spans))]
+
+
+def hot_loops(code: Sequence[Instruction]) -> list[Loop]:
+    """Find the innermost loops with 16-byte loads."""
+    hot = [body for body in loops_of(code) if any(map(is_vector_load, body))]
     inner = [
         body
         for body in hot
@@ -131,16 +141,30 @@ def hot_loops(code: Sequence[Instruction]) -> list[Loop]:
     return [_loop(body) for body in inner]
 
 
-def _loop(body: Sequence[Instruction]) -> Loop:
+def partials_in_flight(code: Sequence[Instruction]) -> int:
+    """Return how many 8-byte loads the first loop with any issues before it uses one."""
+    first = (body for body in loops_of(code) if any(map(is_partial_load, body)))
+    return most_in_flight(next(first, []), is_partial_load, registers=2)
+
+
+def most_in_flight(
+    body: Sequence[Instruction], is_load: Callable[[Instruction], bool], registers: int
+) -> int:
+    """Return the most loads of so many registers that are issued before one of them is used."""
     in_flight, pending = 0, dict[int, int]()
     for i in body:
         used = {int(number) for number in REGISTER.findall(i.operands)}
-        if is_vector_load(i):
+        if is_load(i):
             first = int(REGISTER.findall(i.operands)[0])
-            pending |= {first + k: i.address for k in range(4)}
+            pending |= {first + k: i.address for k in range(registers)}
             in_flight = max(in_flight, len(set(pending.values())))
         elif used & pending.keys():
             pending.clear()
+    return in_flight
+
+
+def _loop(body: Sequence[Instruction]) -> Loop:
+    in_flight = most_in_flight(body, is_vector_load, registers=4)
     wide = [i.name for i in body if re.match(r"(LDG|STG)\.E\.128", i.name)]
     narrow = tuple(
         i.name for i in body if re.match(r"(LDG|STG|LD|ST)\b", i.name) and i.name not in wide
@@ -164,7 +188,7 @@ def parse(log: str, sass: str) -> list[Kernel]:
         kernel.shared = int(shared[1]) if shared else 0
     for mangled, code in instructions(sass):
         kernel = kernels[mangled]
-        kernel.loops = hot_loops(code)
+        kernel.loops, kernel.partials = hot_loops(code), partials_in_flight(code)
         kernel.generic = [i.name for i in code if re.match(r"(LD|ST)(\.|$)", i.name)]
         kernel.local = sum(i.name.startswith(("LDL", "STL")) for i in code)
     return list(kernels.values())
@@ -274,12 +298,13 @@ def document(compiled: Sequence[Compiled], release: str) -> str:
 INTRODUCTION = """\
 # What nvcc makes of the kernels
 
-Compiled by nvcc {release} with the flags of the build; no GPU has run this code. Registers are
-those of the variants for a short table, a long one (both in kernel arguments) and one in device
-memory, in the order of the symbols. Spills, stack and shared memory are bytes. A hot loop is an
-innermost loop that reads 16 bytes at a time; loads in flight are those that a thread issues before
-it uses one of them, the least and the most over the hot loops. Blocks are what registers and
-threads let one multiprocessor hold, 256 threads each; KiB in flight is blocks x 256 x loads x 16.
+Compiled by nvcc {release} with the flags of the build, without a GPU; kernels.md says what one has
+run. Registers are those of the variants for a short table, a long one (both in kernel arguments)
+and one in device memory, in the order of the symbols. Spills, stack and shared memory are bytes. A
+hot loop is an innermost loop that reads 16 bytes at a time; loads in flight are those that a thread
+issues before it uses one of them, the least and the most over the hot loops. Blocks are what
+registers and threads let one multiprocessor hold, 256 threads each; KiB in flight is blocks x 256 x
+loads x 16.
 
 `python tests/compiled_code.py` writes this file; tests/test_compiled_code.py compares it.
 """

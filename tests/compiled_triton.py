@@ -155,11 +155,11 @@ def document(kernels: Sequence[Kernel], version: str) -> str:
 INTRODUCTION = """\
 # What Triton makes of its kernels
 
-Compiled by Triton {version} with the options of a launch, without a GPU: no GPU has run this code,
-and for AMD's it is compiled, not run. Of sm_90 every kernel is here with every kind of sum, of
-gfx942 the sums other than SUM_SQ for one dtype, and of the others the main kernels. "all" is one
-kernel for all four dtypes, "narrow" one for all but float64: of a list with float64 the squares are
-summed by SUM_SQ_WIDE.
+Compiled by Triton {version} with the options of a launch, without a GPU; kernels.md says
+what one has run. For AMD's it is compiled, not run. Of sm_90 every kernel is here with every kind
+of sum, of gfx942 the sums other than SUM_SQ for one dtype, and of the others the main kernels.
+"all" is one kernel for all four dtypes, "narrow" one for all but float64: of a list with float64
+the squares are summed by SUM_SQ_WIDE.
 
 Registers are a thread's. Spills are loads and stores of local memory in the machine code; on AMD
 they are vector registers spilled, and after a plus sign scalar ones, which go to lanes of vector

@@ -88,6 +88,12 @@ def test_accesses_are_global(compiled: list[Compiled], architecture: str) -> Non
         assert kernel.generic == allowed, kernel.name
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_partials_are_loaded_four_at_a_time(compiled: list[Compiled], architecture: str) -> None:
+    found = [k for k in kernels(compiled, architecture) if k.name.startswith("finish_kernel")]
+    assert {kernel.partials for kernel in found} == {MIN_LOADS}
+
+
 def test_nothing_is_read_through_the_non_coherent_cache(compiled: list[Compiled]) -> None:
     for unit in compiled:
         assert "ld.global.cg.v4" in unit.ptx or unit.source.stem == "table"
@@ -131,6 +137,6 @@ def test_faults_in_compiled_code_are_seen() -> None:
     (loop,) = kernel.loops
     assert (loop.loads, loop.in_flight, loop.stores) == (3, 2, 1)
     assert loop.narrow == ("LDG.E.64.STRONG.GPU",)
-    assert (kernel.generic, kernel.local) == (["LD.E"], 1)
+    assert (kernel.generic, kernel.local, kernel.partials) == (["LD.E"], 1, 1)
     assert kernel.blocks("90") == 3
     assert kernel.bytes_in_flight("90") == 3 * 256 * 2 * 16

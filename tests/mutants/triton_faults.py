@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 FOLDER = "fastclip/backends/triton"
+CALL = f"{FOLDER}/call.py"
+LAUNCHES = f"{FOLDER}/launches.py"
 NORM = f"{FOLDER}/device/norm.py"
 REDUCE = f"{FOLDER}/device/reduce.py"
 SCALE = f"{FOLDER}/device/scale.py"
@@ -301,5 +303,26 @@ FAULTS = (
         "tl.cdiv(field(call_ptr, GROUPS) - tl.program_id(0), programs)",
         "field(call_ptr, GROUPS) // programs",
         "test_triton.py::test_gradients_are_read_once_and_nothing_beside_them[split-2.0]",
+    ),
+    TritonFault(
+        "a clip is fused that nobody asked for",
+        LAUNCHES,
+        "if clip_mode() != FUSED:",
+        'if clip_mode() == "split":',
+        "test_triton_launches.py::test_a_clip_is_two_launches",
+    ),
+    TritonFault(
+        "a program for every second group",
+        CALL,
+        "_resident_programs(self.device.index), self.packed.groups)",
+        "_resident_programs(self.device.index), self.packed.groups // 2)",
+        "test_triton_launches.py::test_a_clip_is_two_launches",
+    ),
+    TritonFault(
+        "a fused clip that was refused is not tried again",
+        CALL,
+        "if not is_cooperative and not is_passing(error):",
+        "if not is_passing(error):",
+        "test_triton_launches.py::test_a_fused_clip_that_is_refused_raises_and_is_tried_again",
     ),
 )
