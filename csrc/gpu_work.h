@@ -23,8 +23,8 @@ constexpr int kVectorBytes = 16;
 // 4,096 bytes, 21.1 us instead of 32.0 (bfloat16, 8 KiB each), 25.5 instead of 32.8 (float32, 16
 // KiB) and 25.2 instead of 32.8 (bfloat16, 16 KiB); twice as high a limit helped 2,000 of 32 KiB,
 // and ResNet-50 in bfloat16 took 30.0 us instead of 23.9 (bench/results/2026-11-28-h200: v1 of
-// variants-1.txt, v8 and v9 of variants-2.txt). Not measured: a few such tensors alone, which now
-// take fewer blocks than the GPU holds.
+// variants-1.txt, v8 and v9 of variants-2.txt; these two read partials four at a time besides). Not
+// measured: a few such tensors alone, which now take fewer blocks than the GPU holds.
 constexpr int64_t kSmallBytes = (int64_t{1} << 14) + 1;
 
 // Fewer than on the CPU: after the grid sync every block reads all partials.
