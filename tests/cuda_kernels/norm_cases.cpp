@@ -19,6 +19,28 @@ Outcome norm(Run& run, const CudaList& list, const Request& request) {
   return workspace.outcome();
 }
 
+constexpr int kThreads = 256, kLanes = 32;
+
+// Each thread adds every 256th partial, lanes are joined across halves of a warp, warps one after
+// another.
+double combined(const double* partials, int count, double norm_type) {
+  const auto joined = [&](double a, double b) {
+    return std::isinf(norm_type) ? std::max(a, b) : a + b;
+  };
+  std::vector<double> threads(kThreads);
+  for (int i = 0; i < count; ++i) {
+    double& thread = threads[static_cast<size_t>(i % kThreads)];
+    thread = joined(thread, partials[i]);
+  }
+  for (size_t distance = kLanes / 2; distance > 0; distance /= 2) {
+    const std::vector<double> before = threads;
+    for (size_t i = 0; i < kThreads; ++i) threads[i] = joined(before[i], before[i ^ distance]);
+  }
+  double total = threads[0];
+  for (size_t i = kLanes; i < kThreads; i += kLanes) total = joined(total, threads[i]);
+  return total;
+}
+
 }  // namespace
 
 void norm_alone(Run& run) {
@@ -68,41 +90,32 @@ void norm_of_devices(Run& run) {
   expect_norm(run, "three devices", all, request, workspace.outcome());
 }
 
-// Partials of any number, in the order that the kernels keep to: each of 256 threads adds every
-// 256th, lanes are joined across halves of a warp, warps one after another.
+// Partials of any number, in the order that the kernels keep to. Those of one thread alone as well:
+// with all, the roundings of a thread's additions are mostly lost in the total's.
 void partials_in_order(Run& run) {
-  constexpr size_t kThreads = 256, kLanes = 32;
   Request request;
   request.norm_type = kNormTypes[run.seed() % 3];
   request.has_sums = false;
-  const auto joined = [&](double a, double b) {
-    return std::isinf(request.norm_type) ? std::max(a, b) : a + b;
-  };
   for (const int count : {1,    3,    255,  256,  257,  511,  512,  513,  767,  768, 769,
                           1000, 1023, 1024, 1025, 1279, 1280, 1281, 2000, 2049, 3001}) {
-    CudaList list = cuda().plan(nullptr, 0, nullptr);
-    list.groups = count;
-    const Workspace workspace(run, list, request);
-    double* const partials = workspace.sums().partials;
-    std::vector<double> threads(kThreads);
-    for (int i = 0; i < count; ++i) {
-      Random random(run.seed() * 4099 + static_cast<uint64_t>(i));
-      // Far apart, so that another order gives other bits.
-      partials[i] = std::ldexp(1 + random.uniform(), static_cast<int>(random.below(30)));
-      double& thread = threads[static_cast<size_t>(i) % kThreads];
-      thread = joined(thread, partials[i]);
+    for (const bool is_alone : {false, true}) {
+      CudaList list = cuda().plan(nullptr, 0, nullptr);
+      list.groups = count;
+      const Workspace workspace(run, list, request);
+      double* const partials = workspace.sums().partials;
+      Random random(run.seed() * 4099 + static_cast<uint64_t>(count));
+      const int thread = static_cast<int>(random.below(std::min(count, kThreads)));
+      for (int i = 0; i < count; ++i) {
+        // Far apart, so that another order gives other bits.
+        const double value = std::ldexp(1 + random.uniform(), static_cast<int>(random.below(30)));
+        partials[i] = is_alone && i % kThreads != thread ? 0 : value;
+      }
+      const double wanted = combined(partials, count, request.norm_type);
+      run.expect_success("finish",
+                         cuda().finish(list, workspace.sums(), workspace.result(), 0, nullptr));
+      run.expect("total of " + std::to_string(count) + " partials", workspace.outcome().total,
+                 wanted);
     }
-    for (size_t distance = kLanes / 2; distance > 0; distance /= 2) {
-      const std::vector<double> before = threads;
-      for (size_t i = 0; i < kThreads; ++i) threads[i] = joined(before[i], before[i ^ distance]);
-    }
-    double total = threads[0];
-    for (size_t warp = 1; warp < kThreads / kLanes; ++warp) {
-      total = joined(total, threads[warp * kLanes]);
-    }
-    run.expect_success("finish",
-                       cuda().finish(list, workspace.sums(), workspace.result(), 0, nullptr));
-    run.expect("total of " + std::to_string(count) + " partials", workspace.outcome().total, total);
   }
 }
 
