@@ -159,7 +159,8 @@ def compile_all(jobs: Sequence[Job], at_once: int) -> list[Path]:
 
 
 def _compile(job: Job) -> None:
-    print(f"compiling {job.source.name}", flush=True)
+    # With its line end in one write: others of these write at the same time.
+    print(f"compiling {job.source.name}\n", end="", flush=True)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     job.signature_file.unlink(missing_ok=True)
     subprocess.run(job.command, check=True)
