@@ -13,7 +13,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.egg_info import egg_info
 
 from build_support.cuda import CudaBuild
-from build_support.extension import build_extension, decide_cuda, facts_of
+from build_support.extension import build_extension, decide_cuda, describe_choice, facts_of
 from build_support.label import is_asked_for, local_version
 from build_support.plan import INFO_NAME, ROOT, Plan
 from build_support.torch_on_disk import TorchOnDisk, find_torch
@@ -66,6 +66,7 @@ class _BuildExt(build_ext):
         if self.extensions:
             self.torch = find_torch()
             self.cuda = decide_cuda(self.build_plan, self.torch)
+            print(describe_choice(self.cuda), flush=True)
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

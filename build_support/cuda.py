@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_support.compiler import Compiler
+from build_support.gpus import find_gpus
+from build_support.label import is_asked_for
 from build_support.torch_on_disk import TorchOnDisk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,13 @@ OLDEST_TOOLKIT = (12, 1)
 """The first whose kernels may take 32,764 bytes of arguments."""
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-"""What is compiled unless TORCH_CUDA_ARCH_LIST says otherwise, as far as nvcc knows it."""
+"""What is compiled for GPUs that are not there to be asked, as far as nvcc knows it."""
+
+WAY_TO_KERNELS = (
+    "to compile the CUDA kernels, install fastclip where a GPU can be seen, or with "
+    "TORCH_CUDA_ARCH_LIST set to the compute capability of yours (such as 9.0), or with "
+    "FASTCLIP_BUILD=cuda"
+)
 
 NVCC_FLAGS = (
     "-O3",
@@ -138,7 +146,8 @@ def choose_cuda(mode: str, torch: TorchOnDisk, environ: Mapping[str, str]) -> Cu
         return str(error)
     if toolkit is None:
         return f"no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, {DEFAULT_HOME})"
-    return _misfit(toolkit, torch) or CudaBuild(toolkit, choose_codes(toolkit, environ))
+    codes = _misfit(toolkit, torch) or choose_codes(mode, toolkit, environ)
+    return codes if isinstance(codes, str) else CudaBuild(toolkit, codes)
 
 
 def _misfit(toolkit: Toolkit, torch: TorchOnDisk) -> str | None:
@@ -153,16 +162,72 @@ def _misfit(toolkit: Toolkit, torch: TorchOnDisk) -> str | None:
     return None
 
 
-def choose_codes(toolkit: Toolkit, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what to compile for: TORCH_CUDA_ARCH_LIST as torch reads it, else ARCHITECTURES.
+def choose_codes(mode: str, toolkit: Toolkit, environ: Mapping[str, str]) -> tuple[str, ...] | str:
+    """Return what to compile for; a str says why nothing.
+
+    It is what TORCH_CUDA_ARCH_LIST names, or ARCHITECTURES in a wheel for others, or else the GPUs
+    of this machine. Without one that can be compiled for it is ARCHITECTURES in mode "cuda", and
+    in mode "auto" nothing: minutes would go into kernels that cannot run here.
 
     Raises:
         ValueError: TORCH_CUDA_ARCH_LIST names what torch or nvcc does not know.
     """
-    listed = environ.get("TORCH_CUDA_ARCH_LIST")
-    if not listed:
-        known = [number for number in ARCHITECTURES if number in toolkit.architectures]
-        return (*(f"sm_{number}" for number in known), f"compute_{known[-1]}")
+    listed = environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if listed not in ("", "native"):
+        return _listed_codes(listed, toolkit)
+    # Not the GPUs of this machine, which the wheel's name does not tell.
+    if is_asked_for(environ):
+        return _codes_for_all(toolkit)
+    gpus = find_gpus(environ)
+    codes = () if isinstance(gpus, str) else codes_for(gpus, toolkit)
+    if codes:
+        return codes
+    if mode == "cuda":
+        return _codes_for_all(toolkit)
+    if isinstance(gpus, str):
+        return f"no GPU was found where fastclip was built ({gpus}); {WAY_TO_KERNELS}"
+    held = ", ".join(map(_dotted, gpus))
+    needed = f"{_dotted(min(_usable(toolkit)))} or higher with nvcc {toolkit.release}"
+    return (
+        f"where fastclip was built the GPUs have compute capability {held} (needed: {needed}); "
+        f"{WAY_TO_KERNELS}"
+    )
+
+
+def codes_for(gpus: Sequence[int], toolkit: Toolkit) -> tuple[str, ...]:
+    """Return what runs on GPUs of these compute capabilities, as far as nvcc knows how.
+
+    A GPU that nvcc does not know gets PTX of the highest below it, which its driver compiles. PTX
+    of the highest of all comes for no time, and newer GPUs can run it.
+    """
+    known = _usable(toolkit)
+    below = [{number for number in known if number < gpu} for gpu in gpus if gpu not in known]
+    machine_code = known & set(gpus)
+    ptx = {max(numbers) for numbers in below if numbers}
+    if not machine_code | ptx:
+        return ()
+    ptx.add(max(machine_code | ptx))
+    return (
+        *(f"sm_{number}" for number in sorted(machine_code)),
+        *(f"compute_{number}" for number in sorted(ptx)),
+    )
+
+
+def _usable(toolkit: Toolkit) -> set[int]:
+    return {number for number in toolkit.architectures if number >= ARCHITECTURES[0]}
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
+
+
+def _codes_for_all(toolkit: Toolkit) -> tuple[str, ...]:
+    return codes_for(
+        [number for number in ARCHITECTURES if number in toolkit.architectures], toolkit
+    )
+
+
+def _listed_codes(listed: str, toolkit: Toolkit) -> tuple[str, ...]:
     from torch.utils import cpp_extension
 
     try:

@@ -99,6 +99,13 @@ def decide_cuda(
     return choice
 
 
+def describe_choice(choice: CudaBuild | str) -> str:
+    """Return the line that tells who installs what is compiled, and if need be how to get more."""
+    if isinstance(choice, str):
+        return f"building without CUDA kernels: {choice}"
+    return f"building CUDA kernels for {', '.join(choice.codes)}"
+
+
 def facts_of(choice: CudaBuild | str) -> CudaFacts:
     """Return what the record says of a choice."""
     if isinstance(choice, str):

@@ -20,6 +20,7 @@ FOLDERS = ("build_support", "csrc", "fastclip")
 NOT_INHERITED = (
     "CFLAGS",
     "CPPFLAGS",
+    "CUDA_VISIBLE_DEVICES",
     "CXX",
     "CXXFLAGS",
     "FASTCLIP_BUILD",
@@ -27,6 +28,7 @@ NOT_INHERITED = (
     "LDFLAGS",
     "MAX_JOBS",
     "PYTHONPATH",
+    "TORCH_CUDA_ARCH_LIST",
 )
 
 

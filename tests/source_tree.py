@@ -10,6 +10,7 @@ from build_support import check_wheel as check_wheel
 from build_support import compiler as compiler
 from build_support import cuda as cuda
 from build_support import extension as extension
+from build_support import gpus as gpus
 from build_support import label as label
 from build_support import plan as plan
 from build_support import torch_on_disk as torch_on_disk

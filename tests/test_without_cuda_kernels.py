@@ -1,13 +1,16 @@
 """What users hear where their CUDA gradients have to do without CUDA kernels."""
 
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from samples import assert_clipped, copies, gradient, parameters
+from source_tree import cuda
 
 import fastclip
+from fastclip import BuildInfo, doctor
 from fastclip.backends import base, native
 
 NO_KERNELS = "device cuda:0 (supported: cpu; fastclip._C has no CUDA kernels)"
@@ -17,7 +20,9 @@ class RefusedError(Exception):
     """Stands for the extension's UnsupportedError."""
 
 
-def build_without_kernels(monkeypatch: pytest.MonkeyPatch, mode: str, reason: str) -> None:
+def build_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, mode: str, reason: str, cuda_reason: str = "no nvcc"
+) -> None:
     """Let the native backend refuse every list as a build without CUDA kernels refuses CUDA's."""
 
     def refuse(*_: object) -> None:
@@ -26,7 +31,7 @@ def build_without_kernels(monkeypatch: pytest.MonkeyPatch, mode: str, reason: st
     extension = SimpleNamespace(
         UnsupportedError=RefusedError, NonFiniteError=KeyError, clip_grad_norm_=refuse
     )
-    info = {**fastclip.build_info(), "native": True, "mode": mode, "cuda_reason": "no nvcc"}
+    info = {**fastclip.build_info(), "native": True, "mode": mode, "cuda_reason": cuda_reason}
     monkeypatch.setattr(native, "_load", lambda: (extension, ()))
     monkeypatch.setattr(native, "build_info", lambda: info)
     base.warn_once.cache_clear()
@@ -43,6 +48,32 @@ def test_the_fallback_is_said_once_at_the_callers_line(monkeypatch: pytest.Monke
     assert [warning.filename for warning in w] == [__file__]
     assert_clipped(held, grads, 0.5, norm)
     fastclip.clip_grad_norm_(held, 0.5)
+
+
+def test_who_built_without_a_gpu_hears_how_to_get_the_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As an image is built: torch has CUDA, nvcc is there, and a GPU comes only when it runs.
+    monkeypatch.setattr(cuda, "find_gpus", lambda environ: "the NVIDIA driver sees none")
+    without = cuda.choose_codes("auto", cuda.Toolkit(Path(), "13.0", (75, 90)), {})
+    assert isinstance(without, str)
+    build_without_kernels(monkeypatch, "auto", NO_KERNELS, without)
+    held = parameters([gradient(33, torch.float32)])
+    with pytest.warns(RuntimeWarning) as caught:
+        fastclip.clip_grad_norm_(held, 0.5)
+        fastclip.clip_grad_norm_(held, 0.5)
+    (warning,) = caught
+    said = str(warning.message)
+    assert said.startswith(
+        "fastclip: CUDA gradients are clipped with torch operations: fastclip._C has no CUDA "
+        "kernels: no GPU was found where fastclip was built"
+    )
+    assert "install fastclip where a GPU can be seen, or with TORCH_CUDA_ARCH_LIST set" in said
+    assert said.endswith(", or with FASTCLIP_BUILD=cuda")
+    build: BuildInfo = {**fastclip.build_info(), "native": True, "cuda": None}
+    assert f"no CUDA kernels: {without}" in doctor._describe_build(
+        {**build, "cuda_reason": without}
+    )
 
 
 @pytest.mark.parametrize(
