@@ -35,16 +35,15 @@ void for_each_object(const py::list& objects, Collector* collector, Add add) {
   }
 }
 
-Gradients collect_parameters(const py::list& parameters, bool writes,
-                             Takes takes = Takes::kNative) {
-  Collector collector(parameters.size(), writes, takes);
+Gradients collect_parameters(const py::list& parameters, Use use, Takes takes = Takes::kNative) {
+  Collector collector(parameters.size(), use, takes);
   for_each_object(parameters, &collector,
                   [&](PyObject* object) { collector.add_parameter(object); });
   return collector.finish_parameters();
 }
 
 Gradients collect_tensors(const py::list& tensors, Takes takes = Takes::kNative) {
-  Collector collector(tensors.size(), false, takes);
+  Collector collector(tensors.size(), kReads, takes);
   for_each_object(tensors, &collector, [&](PyObject* object) { collector.add_tensor(object); });
   return collector.finish_tensors();
 }
@@ -52,7 +51,7 @@ Gradients collect_tensors(const py::list& tensors, Takes takes = Takes::kNative)
 std::optional<at::Tensor> clip_grad_norm_(const py::list& parameters, const MaxNorm& max_norm,
                                           double norm_type, bool error_if_nonfinite) {
   check_norm_type(norm_type);
-  Gradients gradients = collect_parameters(parameters, true);
+  Gradients gradients = collect_parameters(parameters, kClips);
   Clipped clipped{{norm_type, gradients.has_float64, error_if_nonfinite}, {}, {}, {}};
   return clip(Operation{"clip_grad_norm_"}, gradients, max_norm, &clipped);
 }
@@ -87,7 +86,7 @@ bool clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
       !to_dtype(total_norm.scalar_type(), &dtype)) {
     throw Unsupported{{"total_norm must be a plain 0-dim floating-point tensor"}};
   }
-  const Gradients gradients = collect_parameters(parameters, true);
+  const Gradients gradients = collect_parameters(parameters, kChanges);
   const Limit limit = limit_of(max_norm, gradients);
   const KeepDenormals keep_denormals;
   if (gradients.is_on_gpu) {
@@ -123,7 +122,7 @@ void check_clip_value(const Gradients& gradients, double clip_value) {
 
 // Returns whether there are gradients.
 bool clip_grad_value_(const py::list& parameters, double clip_value) {
-  const Gradients gradients = collect_parameters(parameters, true);
+  const Gradients gradients = collect_parameters(parameters, kChanges);
   check_clip_value(gradients, clip_value);
   if (gradients.is_on_gpu) {
     clamp_on_gpu(Operation{"clip_grad_value_"}, gradients, clip_value);
@@ -155,8 +154,9 @@ std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
 
 Takes takes_of(bool is_interpreted) { return is_interpreted ? Takes::kCpu : Takes::kGpu; }
 
-PackedList pack_parameters(const py::list& parameters, bool is_interpreted) {
-  return PackedList(collect_parameters(parameters, true, takes_of(is_interpreted)));
+PackedList pack_parameters(const py::list& parameters, bool is_interpreted, bool takes_norm) {
+  const Use use = takes_norm ? kClips : kChanges;
+  return PackedList(collect_parameters(parameters, use, takes_of(is_interpreted)));
 }
 
 PackedList pack_tensors(const py::list& tensors, bool is_interpreted) {
@@ -231,7 +231,7 @@ PYBIND11_MODULE(_C, module) {
           py::arg("is_interpreted"));
 
   module.def("pack_parameters", wrap_pybind_function(&pack_parameters), py::arg("parameters"),
-             py::arg("is_interpreted"));
+             py::arg("is_interpreted"), py::arg("takes_norm"));
   module.def("pack_tensors", wrap_pybind_function(&pack_tensors), py::arg("tensors"),
              py::arg("is_interpreted"));
 

@@ -148,17 +148,17 @@ class GradClipper:
             self._last = prepared  # it has seen the norms, and they say which one was not finite
             raise
         self._last = prepared
-        # A list of DTensors has a norm on a rank without gradients as well.
         if total_norm is None or backend is REFERENCE:
-            self._warn_without_gradients()
+            self._warn_without_gradients(total_norm)
         return torch.tensor(0.0) if total_norm is None else total_norm
 
-    def _warn_without_gradients(self) -> None:
-        if (
-            self._has_warned
-            or not self._parameters
-            or any(p.grad is not None for p in self._parameters)
-        ):
+    def _warn_without_gradients(self, total_norm: Tensor | None) -> None:
+        if self._has_warned or not self._parameters:
+            return
+        if any(p.grad is not None for p in self._parameters):
+            return
+        # The norm of DTensors may be one of other ranks' gradients. On a GPU to look would wait.
+        if total_norm is not None and (not total_norm.is_cpu or float(total_norm) != 0):
             return
         self._has_warned = True
         warn(

@@ -26,7 +26,14 @@ from sharded_lists import (
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 
 import fastclip
 
@@ -272,7 +279,7 @@ def check_refused(mesh: DeviceMesh) -> None:
 
 
 def check_outside() -> None:
-    """A rank outside the mesh returns at once with 0 and writes nothing; the others go on."""
+    """A rank outside the mesh has its plain gradients alone, and nobody waits for it."""
     if dist.get_world_size() < 3:
         return
     mesh = DeviceMesh("cpu", [0, 1])
@@ -280,33 +287,105 @@ def check_outside() -> None:
     local = torch.full((2,), rank + 1.0) if rank < 2 else torch.empty(0)
     sizes = {"shape": torch.Size([4]), "stride": (1,)}
     sharded = nn.Parameter(DTensor.from_local(local, mesh, [Shard(0)], run_check=False, **sizes))
-    for beside in (False, True):
-        for clip in CLIPS[:3]:
-            sharded.grad = DTensor.from_local(
-                local.clone(), mesh, [Shard(0)], run_check=False, **sizes
-            )
-            plain = nn.Parameter(torch.zeros(3))
-            plain.grad = torch.full((3,), 2.0)
-            held: Parameters = [sharded, plain] if beside else [sharded]
-            total_norm = clip(held, 0.0, 2.0)
-            if rank < 2:
-                expected = math.sqrt(2 * 1 + 2 * 4 + beside * 3 * 4)
+    for clip in CLIPS[:3]:
+        for beside in (False, True):
+            for is_missing in (False, True):
+                grad = DTensor.from_local(local.clone(), mesh, [Shard(0)], run_check=False, **sizes)
+                sharded.grad = None if is_missing else grad
+                plain = nn.Parameter(torch.zeros(3))
+                plain.grad = torch.full((3,), 2.0)
+                held: Parameters = [sharded, plain] if beside else [sharded]
+                if is_missing and clip is in_two_calls:
+                    continue  # a list of tensors does not tell which are missing
+                total_norm = clip(held, MAX_NORM, 2.0)
                 value = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
-                assert oracle.is_norm(value.item(), expected, torch.float32)
-            else:
-                assert not isinstance(total_norm, DTensor)
-                assert total_norm.item() == 0.0
-                assert clip is in_two_calls or plain.grad.tolist() == [2.0] * 3
-    clipper = fastclip.GradClipper([sharded], 1.0)
+                of_shards = 0 if is_missing or rank >= 2 else 2 * 1 + 2 * 4
+                expected = math.sqrt(of_shards + beside * 3 * 4)
+                assert oracle.is_norm(value.item(), expected, torch.float32), (value, expected)
+                if beside:
+                    coef = oracle.clip_coef(MAX_NORM, value)
+                    assert oracle.equal(plain.grad, oracle.scaled(torch.full((3,), 2.0), coef))
+    sharded.grad = grad
+    clipper = fastclip.GradClipper([sharded, plain], 1.0)
     clipper.clip_()
-    assert clipper.parameter_norms.shape == (1,)
-    assert rank < 2 or clipper.parameter_norms.tolist() == [0.0]
+    assert clipper.parameter_norms.shape == (2,)
+    assert rank < 2 or clipper.parameter_norms[0] == 0.0
+    plain.grad = torch.full((3,), math.nan)
+    try:
+        fastclip.clip_grad_norm_([sharded, plain], 1.0, error_if_nonfinite=True)
+    except RuntimeError as error:
+        assert str(error).endswith("non-finite gradients: 1 (3,)"), error
+    else:
+        raise AssertionError("no error for nan")
     print("outside")
+
+
+def check_without_a_say(mesh: DeviceMesh) -> None:
+    """What has no gradient changes neither the norm nor its kind, wherever it lies."""
+    size = mesh.size()
+    other = init_device_mesh("cpu", (1, size))
+    used = nn.Parameter(distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]))
+    elsewhere = distribute_tensor(torch.zeros(4, 2), other, [Replicate(), Shard(0)])
+    beside = [
+        nn.Parameter(elsewhere.clone(), requires_grad=False),
+        nn.Parameter(elsewhere.clone()),
+        nn.Parameter(torch.zeros(3), requires_grad=False),
+        nn.Parameter(torch.zeros(3, dtype=torch.float64)),
+        nn.Parameter(torch.zeros(3, device="meta"), requires_grad=False),
+    ]
+    for parameter in beside:
+        for held in ([used, parameter], [parameter, used]):
+            for clip in (by_function, one_at_a_time, by_clipper):
+                used.grad = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)])
+                total_norm = clip(held, MAX_NORM, 2.0)
+                assert isinstance(total_norm, DTensor)
+                assert total_norm.dtype == torch.float32
+                assert oracle.is_norm(total_norm.full_tensor().item(), 8**0.5, torch.float32)
+    used.grad = None
+    for held in ([used, beside[1]], [used, *beside]):  # several meshes, and no gradient at all
+        assert type(fastclip.clip_grad_norm_(held, MAX_NORM)) is Tensor
+    max_norm = distribute_tensor(torch.tensor(MAX_NORM), mesh, [Replicate()])
+    for clip in (
+        lambda: fastclip.clip_grad_norm_([used], max_norm),
+        lambda: fastclip.GradClipper([used], max_norm).clip_(),
+    ):
+        used.grad = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)])
+        clip()
+        after = fastclip.get_total_norm([used.grad])
+        assert abs(full(after) / MAX_NORM - 1) < 1e-5
+    print("without a say")
+
+
+def full(value: Tensor) -> float:
+    return (value.full_tensor() if isinstance(value, DTensor) else value).item()
+
+
+def check_clipper_warning(mesh: DeviceMesh) -> None:
+    """A rank without gradients does not take the others' for a sign of replaced parameters."""
+    held = nn.Parameter(distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]))
+    if mesh.get_rank() != 0:
+        held.grad = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)], src_data_rank=None)
+    clipper = fastclip.GradClipper([held], 1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clipper.clip_()
+        assert (len(caught) == 1) == (mesh.size() == 1), caught
+        held.grad = None
+        clipper.clip_()
+        clipper.clip_()
+    assert len(caught) == 1
+    print("clipper's warning")
 
 
 def check_named_backend(mesh: DeviceMesh) -> None:
     """A backend that takes no DTensors says so, also of one that has no gradient yet."""
     parameter = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False))
+    plain = nn.Parameter(torch.zeros(2))
+    plain.grad = torch.tensor([3.0, 4.0])
+    # Nobody waits for a clamp, nor for a scale by a norm that is known.
+    fastclip.clip_grad_value_([parameter, plain], 3.5, backend="native")
+    fastclip.clip_grads_with_norm_([parameter, plain], 1.0, torch.tensor(2.0), backend="native")
+    assert oracle.equal(plain.grad, oracle.scaled(torch.tensor([3.0, 3.5]), 0.49999974966049194))
     for grad in (None, parameter.detach().clone()):
         parameter.grad = grad
         for call in (
@@ -370,6 +449,8 @@ def main() -> None:
     check_refused(line)
     check_named_backend(line)
     check_outside()
+    check_without_a_say(line)
+    check_clipper_warning(line)
     check_training()
     for name, case in known.items():
         if case.ranks == world_size:

@@ -1,5 +1,7 @@
 """A profile shows the package's calls: kernels of its own are no operations of torch's."""
 
+import threading
+
 import pytest
 import torch
 from samples import gradient, parameters
@@ -39,6 +41,19 @@ def test_the_range_holds_the_work() -> None:
     [event] = [e for e in profile.key_averages() if e.key == "fastclip::clip_grad_norm_"]
     assert isinstance(event, profiler_util.FunctionEventAvg)
     assert event.cpu_time_total > 100  # microseconds; 8 MB are read twice and written once
+
+
+def test_a_profile_of_all_threads_shows_the_calls_of_others(backend: str | None) -> None:
+    held = parameters([gradient(5, torch.float32)])
+    everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, experimental_config=everywhere) as profile:
+        thread = threading.Thread(
+            target=lambda: fastclip.clip_grad_norm_(held, 1.0, backend=backend)
+        )
+        thread.start()
+        thread.join()
+    assert "fastclip::clip_grad_norm_" in {event.key for event in profile.key_averages()}
 
 
 def test_errors_end_the_range(backend: str | None) -> None:

@@ -46,7 +46,7 @@ def launches() -> ModuleType:
 
 def packed(held: list[Tensor]) -> PackedList:
     """Pack the gradients of parameters."""
-    return pack_parameters(held, True)
+    return pack_parameters(held, True, takes_norm=True)
 
 
 def mixed_gradients(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Tensor]:

@@ -69,7 +69,7 @@ def test_words_are_the_same_with_and_without_the_extension(
             monkeypatch.setattr(native, "packer", lambda packer=packer: packer)
             results.append(
                 (
-                    described(packing.pack_parameters(held, True), targets),
+                    described(packing.pack_parameters(held, True, takes_norm=True), targets),
                     described(packing.pack_tensors(tensors, True), targets),
                     described(packing.prepared_pack(held, True)(), []),
                 )
@@ -168,20 +168,20 @@ def test_what_kernels_cannot_take_is_refused(
     make, reason = REFUSED[case]
     held = [SimpleNamespace(grad=grad) for grad in make()]
     with pytest.raises(base.UnsupportedError, match=reason):
-        packing.pack_parameters(held, True)  # pyright: ignore[reportArgumentType]
+        packing.pack_parameters(held, True, takes_norm=True)  # pyright: ignore[reportArgumentType]
 
 
 def test_cpu_tensors_are_for_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     for packer in (native.packer(), None):
         monkeypatch.setattr(native, "packer", lambda packer=packer: packer)
         with pytest.raises(base.UnsupportedError, match=r"device cpu \(supported: cuda\)"):
-            packing.pack_parameters(parameters([torch.ones(3)]), False)
+            packing.pack_parameters(parameters([torch.ones(3)]), False, takes_norm=True)
 
 
 def test_expanded_gradients_raise_torchs_error(without_extension: None) -> None:
     held = parameters([torch.ones(3), torch.ones(1).expand(3)])
     with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
-        packing.pack_parameters(held, True)
+        packing.pack_parameters(held, True, takes_norm=True)
 
 
 def test_dense_in_any_order(without_extension: None) -> None:
@@ -215,4 +215,4 @@ def test_a_gradient_that_is_no_tensor(monkeypatch: pytest.MonkeyPatch, has_exten
         monkeypatch.setattr(native, "packer", lambda: None)
     held = [SimpleNamespace(grad=3.0)]
     with pytest.raises(base.UnsupportedError, match="gradient 0 is no tensor"):
-        packing.pack_parameters(held, True)  # pyright: ignore[reportArgumentType]
+        packing.pack_parameters(held, True, takes_norm=True)  # pyright: ignore[reportArgumentType]

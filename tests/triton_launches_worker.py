@@ -154,7 +154,7 @@ def words(recorder: Recorder) -> object:
     """Return the words that kernels carry in their arguments, and those of the packed list."""
     call.is_capturing = launches.is_capturing = lambda device: True
     grads = [gradient(size, torch.float32) for size in range(1, 120)]
-    packed = packing.pack_parameters(parameters(grads), True)
+    packed = packing.pack_parameters(parameters(grads), True, takes_norm=True)
     one = call.Call(packed)
     one.upload()
     wanted = torch.empty(one._used, dtype=torch.int64)

@@ -75,12 +75,20 @@ inline std::string why_unsupported(const at::Tensor& grad, Takes takes) {
   return "data that is not aligned to its element size";
 }
 
+// What a call does with the gradients that it collects.
+struct Use {
+  bool writes;      // copy-on-write storage is made the tensor's own first
+  bool takes_norm;  // the ranks of a mesh do that together
+};
+
+constexpr Use kClips{true, true};
+constexpr Use kChanges{true, false};
+constexpr Use kReads{false, true};
+
 class Collector {
  public:
-  // `writes`: the call may write, so that copy-on-write storage must be made the tensor's own
-  // first.
-  Collector(size_t expected, bool writes, Takes takes = Takes::kNative)
-      : writes_(writes), takes_(takes) {
+  Collector(size_t expected, Use use, Takes takes = Takes::kNative)
+      : writes_(use.writes), takes_norm_(use.takes_norm), takes_(takes) {
     gradients_.tensors.reserve(expected);
     gradients_.entries.reserve(expected);
     gradients_.entry_of_source.reserve(expected);
@@ -121,7 +129,7 @@ class Collector {
     const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, "grad"));
     if (!grad) throw py::error_already_set();
     if (!grad.is_none()) return add_tensor(grad.ptr());
-    if (may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);
+    if (takes_norm_ && may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);
     skip();
   }
 
@@ -384,6 +392,7 @@ class Collector {
   std::vector<int32_t> sharing_;  // entries whose memory may be shared, ascending
   std::vector<std::string> reasons_;
   bool writes_;
+  bool takes_norm_;
   Takes takes_;
   bool python_ran_ = false;
   bool all_may_share_ = false;

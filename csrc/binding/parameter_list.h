@@ -78,7 +78,7 @@ class ParameterList {
   }
 
   Gradients collect(Takes takes = Takes::kNative) const {
-    Collector collector(sources_.size(), true, takes);
+    Collector collector(sources_.size(), kClips, takes);
     const auto object_at = [this](size_t i) {
       return i < sources_.size() ? sources_[i].ptr() : nullptr;
     };

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
-from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
+from torch.autograd import profiler
 
 from .base import Backend, UnsupportedError, unsupported_message, warn_once
 from .native import NativeBackend
@@ -76,6 +76,9 @@ def dispatch(
     if torch.compiler.is_compiling():
         # After a break of the graph: what backends do inside would be traced piece by piece.
         return _dispatch_outside_graph(who, name, foreach, attempt)
+    if profiler._is_profiler_enabled:  # in any thread
+        with profiler.record_function(f"fastclip::{who}"):
+            return _dispatch(who, name, foreach, attempt)
     return _dispatch(who, name, foreach, attempt)
 
 
@@ -83,15 +86,6 @@ def _dispatch(
     who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
 ) -> T:
     check_backend(who, name, foreach)
-    if _profiler_enabled():
-        with torch.profiler.record_function(f"fastclip::{who}"):
-            return _first_that_can(who, name, foreach, attempt)
-    return _first_that_can(who, name, foreach, attempt)
-
-
-def _first_that_can(
-    who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
-) -> T:
     warnings: list[str] = []
     for backend in _candidates(name, foreach):
         if backend is REFERENCE:

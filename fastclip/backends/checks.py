@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,17 +49,30 @@ def is_dtensor(tensor: object) -> TypeIs[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def has_dtensors(tensors: Iterable[object]) -> bool:
+    """Return whether a DTensor is among ``tensors``, which may be anything."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return False
+    if torch.compiler.is_compiling():
+        return any(isinstance(tensor, module.DTensor) for tensor in tensors)
+    return any(issubclass(kind, module.DTensor) for kind in set(map(type, tensors)))
+
+
 def is_sharded(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
-    """Return whether the ranks of a mesh clip these gradients together.
+    """Return whether the ranks of a mesh take the norm of these gradients together.
 
     They do where a gradient is a DTensor, and where a DTensor has no gradient on this rank: it may
-    have one on others, which then wait for this rank to take its part in the norm.
+    have one on others, which then wait for this rank to take its part.
     """
-    if "torch.distributed.tensor" not in sys.modules:
-        return False
-    if any(map(is_dtensor, grads)):
+    if has_dtensors(grads):
         return True
-    return any(is_dtensor(parameter) and parameter.requires_grad for parameter in parameters)
+    return has_dtensors(parameters) and any(map(may_have_gradient, filter(is_dtensor, parameters)))
+
+
+def may_have_gradient(parameter: Tensor) -> bool:
+    """Return whether a parameter without a gradient on this rank may have one on others."""
+    return getattr(parameter, "requires_grad", True)
 
 
 def as_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

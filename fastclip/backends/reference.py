@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from .scaling import scale_ as scale_
 from .sharded import ShardedList
 from .sharded import whole as whole
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
 EPS = 1e-6
 """Added to the norm before it divides, as in torch."""
 
@@ -33,6 +29,7 @@ def total_norm(
     *,
     foreach: bool | None = None,
     dtype: torch.dtype | None = None,
+    sharded_list: ShardedList | None = None,
 ) -> Tensor:
     """Compute the norm of all tensors as one vector, accumulated in float64.
 
@@ -40,17 +37,18 @@ def total_norm(
     norms of the single tensors, as in torch.
 
     Args:
-        tensors: floating point or complex tensors of any kind; all DTensors, if any, on one mesh,
-            and then as many tensors on each of its ranks.
+        tensors: floating point or complex tensors of any kind; all DTensors, if any, on one mesh.
         norm_type: the p of the p-norm, any float.
         foreach: torch's argument; False takes one tensor at a time.
         dtype: float32 or float64 for the result; None takes float64 if any tensor is float64 or
             complex128, else float32.
+        sharded_list: the tensors as the ranks of a mesh hold them; None where it is made of
+            ``tensors``, of which there must be as many on every rank then.
 
     Returns:
         A 0-dim tensor on the first tensor's device, rounded once; 0 without tensors or elements.
-        DTensors alone give a replicated DTensor on their mesh, and DTensors beside plain tensors a
-        plain tensor: the same bits on every rank of the mesh, and 0 on the others.
+        In a sharded list the norm of what all ranks have, the same bits on each: a replicated
+        DTensor on the mesh, or a plain tensor if there are plain tensors.
 
     Raises:
         RuntimeError: a tensor is of an integer dtype; ``foreach=True`` on a device without it;
@@ -61,14 +59,15 @@ def total_norm(
     _check_dtypes(tensors)
     # Only for p > 0 may the elements be divided freely.
     is_divisible = norm_type > 0 and foreach is not False
-    mesh = _mesh_of(tensors)
-    if mesh is not None and is_divisible:
-        is_outside = sharded.is_outside(mesh)
-        merged = [] if is_outside else [ShardedList(tensors, mesh).total_norm(norm_type)]
-        return _norm_of_norms(tensors, merged, norm_type, dtype, mesh)
-    held = without_empty(tensors) if mesh is None else tensors
-    norms = _part_norms(held, norm_type) if is_divisible else _single_norms(held, norm_type, mesh)
-    return _norm_of_norms(tensors, norms, norm_type, dtype, mesh)
+    if sharded_list is None and not isinstance(tensors, PlainTensors):
+        sharded_list = sharded.list_of_tensors(tensors)
+    if sharded_list is None:
+        held = without_empty(tensors)
+        norms = _part_norms(held, norm_type) if is_divisible else _single_norms(held, norm_type)
+        return _norm_of_norms(tensors, norms, norm_type, dtype)
+    if is_divisible:
+        return _as_result(sharded_list.total_norm(norm_type), tensors, dtype, sharded_list)
+    return merge_slots(sharded_list.slot_norms(norm_type), tensors, norm_type, sharded_list, dtype)
 
 
 def tensor_norms(
@@ -77,21 +76,19 @@ def tensor_norms(
     """Compute the norm of each tensor, accumulated in float64.
 
     Args:
-        tensors: floating point or complex tensors of any kind; DTensors as for ``total_norm``.
+        tensors: floating point or complex tensors of any kind except DTensor.
         norm_type: the p of the p-norm, any float.
         dtype: float32 or float64 for the results; None takes float64 for float64 and complex128,
             else float32.
 
     Returns:
-        One 0-dim plain tensor for each, on its device; 0 for a tensor without elements. In a list
-        with DTensors the norms are merged over the ranks of their mesh, and a tensor without
-        elements there has what changes no norm: 0, or inf for p < 0.
+        One 0-dim tensor for each, on its device; 0 for a tensor without elements.
 
     Raises:
-        RuntimeError: a tensor is of an integer dtype; DTensors as for ``total_norm``.
+        RuntimeError: a tensor is of an integer dtype.
     """
     _check_dtypes(tensors)
-    norms = _single_norms(tensors, norm_type, _mesh_of(tensors))
+    norms = _single_norms(tensors, norm_type)
     if dtype == torch.float64 and isinstance(tensors, PlainTensors):
         return norms
     return [
@@ -111,24 +108,31 @@ def merge_norms(tensors: Sequence[Tensor], norms: Sequence[Tensor], norm_type: f
     Returns:
         As ``total_norm``.
     """
-    mesh = _mesh_of(tensors)
-    # What is empty on this rank may have elements on another.
-    held = [
-        norm for norm, t in zip(norms, tensors, strict=True) if mesh is not None or t.numel() > 0
-    ]
-    return _norm_of_norms(tensors, held, norm_type, None, mesh)
+    held = [norm for norm, t in zip(norms, tensors, strict=True) if t.numel() > 0]
+    return _norm_of_norms(tensors, held, norm_type, None)
 
 
-def is_outside(tensors: Sequence[Tensor]) -> bool:
-    """Return whether the tensors hold DTensors on a mesh that this rank is no part of.
+def merge_slots(
+    norms: Tensor,
+    tensors: Sequence[Tensor],
+    norm_type: float,
+    sharded_list: ShardedList,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Compute the total norm from ``sharded_list.slot_norms(norm_type)``.
 
     Args:
-        tensors: tensors of any kind; all DTensors, if any, on one mesh.
+        norms: float64 norms, shape (number of slots,).
+        tensors: what this rank has of the list.
+        norm_type: the p of the p-norm, any float.
+        sharded_list: the list.
+        dtype: as for ``total_norm``.
+
+    Returns:
+        As ``total_norm``.
     """
-    if isinstance(tensors, PlainTensors):
-        return False
-    first = next(filter(sharded.is_dtensor, tensors), None)
-    return first is not None and sharded.is_outside(first.device_mesh)
+    merged = torch.linalg.vector_norm(norms, norm_type)
+    return _as_result(merged, tensors, dtype, sharded_list)
 
 
 def clip_coefficient(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:
@@ -152,25 +156,33 @@ def clip_coefficient(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:
     dtype = torch.promote_types(total_norm.dtype, torch.float32)
     inverse = (total_norm.to(dtype) + EPS).reciprocal()
     if isinstance(max_norm, Tensor):
-        max_norm = max_norm.to(device=total_norm.device, dtype=dtype)
+        max_norm = whole(max_norm).to(device=total_norm.device, dtype=dtype)
     return torch.clamp(inverse * max_norm, max=1.0)
 
 
-def nonfinite_positions(grads: Sequence[Tensor]) -> list[int]:
+def nonfinite_positions(
+    grads: Sequence[Tensor | None], sharded_list: ShardedList | None = None
+) -> list[int]:
     """Find the gradients that hold inf or nan. Synchronises with their devices.
 
     Args:
-        grads: gradients of any kind; DTensors as for ``total_norm``.
+        grads: gradients of any kind, or None.
+        sharded_list: as for ``total_norm``: then those are found that hold it on any rank.
 
     Returns:
         Their positions in ``grads``, ascending.
     """
-    norms = _single_norms(grads, math.inf, _mesh_of(grads))
-    return [i for i, norm in enumerate(norms) if not bool(torch.isfinite(norm))]
-
-
-def _mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
-    return None if isinstance(tensors, PlainTensors) else sharded.mesh_of(tensors)
+    places = [i for i, grad in enumerate(grads) if grad is not None]
+    held = [grad for grad in grads if grad is not None]
+    if sharded_list is not None:
+        places = sharded_list.places
+    else:
+        sharded_list = sharded.list_of_tensors(held)
+    if sharded_list is not None:
+        is_finite = torch.isfinite(sharded_list.slot_norms(math.inf)).tolist()
+    else:
+        is_finite = [bool(torch.isfinite(norm)) for norm in _single_norms(held, math.inf)]
+    return [i for i, finite in zip(places, is_finite, strict=True) if not finite]
 
 
 def _norm_of_norms(
@@ -178,26 +190,28 @@ def _norm_of_norms(
     norms: Sequence[Tensor],
     norm_type: float,
     dtype: torch.dtype | None,
-    mesh: DeviceMesh | None,
 ) -> Tensor:
-    """Merge float64 norms that cover ``tensors`` into the total norm.
-
-    ``mesh``: of the DTensors among them, over whose ranks the norms are merged already.
-    """
+    """Merge float64 norms that cover ``tensors`` into the total norm."""
     dtype = _result_dtype(tensors) if dtype is None else dtype
     device = tensors[0].device if tensors else torch.device("cpu")
-    if not norms or (mesh is not None and sharded.is_outside(mesh)):
+    if not norms:
         return torch.zeros((), dtype=dtype, device=device)
-    stacked = torch.stack([norm.to(device if mesh is None else norms[0].device) for norm in norms])
-    merged = torch.linalg.vector_norm(stacked, norm_type).to(dtype)
-    if mesh is None:
-        return merged
-    is_of_mesh = all(map(sharded.is_dtensor, tensors))
-    return sharded.replicated(merged, mesh) if is_of_mesh else merged.to(device)
+    stacked = torch.stack([norm.to(device) for norm in norms])
+    return torch.linalg.vector_norm(stacked, norm_type).to(dtype)
+
+
+def _as_result(
+    norm: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype | None, sharded_list: ShardedList
+) -> Tensor:
+    """Convert the float64 norm of a sharded list, of which this rank has ``tensors``."""
+    norm = norm.to(_result_dtype(tensors) if dtype is None else dtype)
+    if all(map(sharded.is_dtensor, tensors)):
+        return sharded_list.replicated(norm)
+    return norm.to(tensors[0].device)
 
 
 def _part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
-    """Compute float64 norms of parts of plain ``tensors``, none of which is empty."""
+    """Compute float64 norms of parts of ``tensors``, none of which is empty."""
     return [
         norm
         for group in by_device(tensors).values()
@@ -205,15 +219,9 @@ def _part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
     ]
 
 
-def _single_norms(
-    tensors: Sequence[Tensor], norm_type: float, mesh: DeviceMesh | None
-) -> list[Tensor]:
-    """Compute one float64 norm for each tensor, merged over the ranks of ``mesh`` if it is one."""
-    if mesh is None:
-        return upcast.tensor_norms(as_plain(tensors), norm_type)
-    if sharded.is_outside(mesh):
-        return [torch.zeros((), dtype=torch.float64, device=t.device) for t in tensors]
-    return list(ShardedList(tensors, mesh).tensor_norms(norm_type).unbind(0))
+def _single_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
+    """Compute one float64 norm for each tensor."""
+    return upcast.tensor_norms(as_plain(tensors), norm_type)
 
 
 def _result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

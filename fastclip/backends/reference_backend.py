@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,14 +31,16 @@ class ReferenceBackend:
         error_if_nonfinite: bool,
         foreach: bool | None,
     ) -> Tensor | None:
-        grads = [p.grad for p in parameters]
-        distinct = distinct_gradients(parameters, grads)
-        if not distinct:
+        found = found_gradients(parameters)
+        if not found.distinct and found.sharded_list is None:
             return None
-        total_norm = reference.total_norm(distinct, norm_type, foreach=foreach)
+        total_norm = reference.total_norm(
+            found.distinct, norm_type, foreach=foreach, sharded_list=found.sharded_list
+        )
         if error_if_nonfinite:
-            check_finite(total_norm, sources_of(grads, distinct))
-        _clip_(distinct, max_norm, total_norm, foreach)
+            check_finite(total_norm, found.grads, found.sharded_list)
+        clip_coef = reference.clip_coefficient(max_norm, total_norm)
+        reference.scale_(found.distinct, clip_coef, foreach=foreach)
         return total_norm
 
     @torch.no_grad()
@@ -51,9 +52,14 @@ class ReferenceBackend:
         foreach: bool | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        total_norm = reference.total_norm(tensors, norm_type, foreach=foreach, dtype=dtype)
+        sources: Sequence[Tensor | None] = tensors
+        here = tensors
+        if checks.has_dtensors(tensors):
+            sources = sharded.without_outsiders(tensors)
+            here = [t for t in sources if t is not None]
+        total_norm = reference.total_norm(here, norm_type, foreach=foreach, dtype=dtype)
         if error_if_nonfinite:
-            check_finite(total_norm, tensors)
+            check_finite(total_norm, sources, None)
         return total_norm
 
     @torch.no_grad()
@@ -96,18 +102,23 @@ class ReferenceParameters:
         self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
     ) -> Tensor | None:
         """Clip with the norms of single gradients, kept for ``parameter_norms``."""
-        grads = [p.grad for p in self._parameters]
-        distinct = distinct_gradients(self._parameters, grads)
-        if not distinct:
-            self._norms = torch.zeros(len(grads), dtype=torch.float32, device="cpu")
+        found = found_gradients(self._parameters)
+        distinct, sharded_list = found.distinct, found.sharded_list
+        if not distinct and sharded_list is None:
+            self._norms = torch.zeros(len(found.grads), dtype=torch.float32, device="cpu")
             return None
         reference.check_writable(distinct)
-        norms = reference.tensor_norms(distinct, norm_type, dtype=torch.float64)
-        total_norm = reference.merge_norms(distinct, norms, norm_type)
-        self._norms = _spread(grads, distinct, norms, total_norm)
+        if sharded_list is None:
+            norms = reference.tensor_norms(distinct, norm_type, dtype=torch.float64)
+            total_norm = reference.merge_norms(distinct, norms, norm_type)
+            self._norms = _spread(found, distinct, norms, total_norm)
+        else:
+            merged = sharded_list.slot_norms(norm_type)
+            total_norm = reference.merge_slots(merged, distinct, norm_type, sharded_list)
+            self._norms = _spread(found, sharded_list.slots, merged.unbind(0), total_norm)
         if error_if_nonfinite:
-            check_finite(total_norm, sources_of(grads, distinct))
-        _clip_(distinct, max_norm, total_norm, None)
+            check_finite(total_norm, found.grads, sharded_list)
+        reference.scale_(distinct, reference.clip_coefficient(max_norm, total_norm))
         return total_norm
 
     def parameter_norms(self) -> Tensor:
@@ -117,75 +128,88 @@ class ReferenceParameters:
         return self._norms.clone()
 
 
-def distinct_gradients(
-    parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
-) -> Sequence[Tensor]:
-    """Return each gradient once, without those that are None.
+class FoundGradients(NamedTuple):
+    """The gradients of a call.
 
-    Where DTensors are among them there is one for each parameter, as ``one_gradient_each`` says.
+    Attributes:
+        grads: one for each parameter; None where there is none on this rank.
+        distinct: each of them once.
+        sharded_list: them as the ranks of a mesh hold them, if ranks take the norm together.
     """
-    if checks.is_sharded(parameters, grads):
-        return sharded.one_gradient_each(parameters, grads)
-    return reference.unique_gradients([grad for grad in grads if grad is not None])
+
+    grads: Sequence[Tensor | None]
+    distinct: Sequence[Tensor]
+    sharded_list: sharded.ShardedList | None
 
 
-def sources_of(
-    grads: Sequence[Tensor | None], distinct: Sequence[Tensor]
-) -> Sequence[Tensor | None]:
-    """Return gradients whose positions are those of the parameters."""
-    return distinct if len(distinct) == len(grads) else grads
+def found_gradients(parameters: Sequence[Tensor]) -> FoundGradients:
+    """Read every ``.grad`` once."""
+    # No `:=` in a comprehension: torch.compile cannot trace the variable that it makes.
+    grads: list[Tensor | None] = [p.grad for p in parameters]
+    if not checks.is_sharded(parameters, grads):
+        distinct = reference.unique_gradients([grad for grad in grads if grad is not None])
+        return FoundGradients(grads, distinct, None)
+    grads = sharded.without_outsiders(grads)
+    sharded_list = sharded.list_of_gradients(parameters, grads)
+    distinct = reference.unique_gradients([grad for grad in grads if grad is not None])
+    return FoundGradients(grads, distinct, sharded_list)
 
 
 def _unique_gradients_of(parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-    # No `:=` in the comprehension: torch.compile cannot trace the variable that it makes.
     grads = [p.grad for p in parameters]
     return reference.unique_gradients([grad for grad in grads if grad is not None])
 
 
-def _clip_(
-    distinct: Sequence[Tensor], max_norm: float | Tensor, total_norm: Tensor, foreach: bool | None
-) -> None:
-    # A rank outside the mesh does not know the norm.
-    if not reference.is_outside(distinct):
-        clip_coef = reference.clip_coefficient(max_norm, total_norm)
-        reference.scale_(distinct, clip_coef, foreach=foreach)
-
-
 def _spread(
-    grads: Sequence[Tensor | None],
-    distinct: Sequence[Tensor],
+    found: FoundGradients,
+    measured: Sequence[Tensor | None],
     norms: Sequence[Tensor],
     total_norm: Tensor,
 ) -> Tensor:
     """Give every parameter the norm of its gradient: shared gradients repeat, None gives 0.
 
-    With DTensors, None on this rank gives the norm of what other ranks have.
+    Args:
+        found: the gradients.
+        measured: what the norms are of: the distinct gradients, or the slots of a sharded list.
+        norms: one for each of these.
+        total_norm: for dtype and device of the result.
     """
     nothing = torch.zeros((), dtype=total_norm.dtype, device=total_norm.device)
     values = [norm.to(nothing) for norm in norms]
-    held = [grad for grad in grads if grad is not None]
-    if len(distinct) == len(held) and all(map(operator.is_, distinct, held)):
-        each = iter(values)
-        spread = [nothing if grad is None else next(each) for grad in grads]
-    else:
-        absent = values if len(values) == len(grads) else [nothing] * len(grads)
-        norm_of = dict(zip(map(reference.identity, distinct), values, strict=True))
-        spread = [
-            absent[i] if grad is None else norm_of[reference.identity(grad)]
-            for i, grad in enumerate(grads)
-        ]
+    spread = [nothing] * len(found.grads)
+    if found.sharded_list is not None:
+        for place, value in zip(found.sharded_list.places, values, strict=True):
+            spread[place] = value
+    held = [i for i, grad in enumerate(found.grads) if grad is not None]
+    if found.sharded_list is None and len(held) == len(measured):
+        for i, value in zip(held, values, strict=True):
+            spread[i] = value
+        return torch.stack(spread) if spread else nothing.new_zeros(0)
+    norm_of = {
+        reference.identity(tensor): value
+        for tensor, value in zip(measured, values, strict=True)
+        if tensor is not None
+    }
+    for i in held:
+        grad = found.grads[i]
+        if grad is not None:
+            spread[i] = norm_of[reference.identity(grad)]
     return torch.stack(spread)
 
 
-def check_finite(total_norm: Tensor, sources: Sequence[Tensor | None]) -> None:
+def check_finite(
+    total_norm: Tensor,
+    sources: Sequence[Tensor | None],
+    sharded_list: sharded.ShardedList | None,
+) -> None:
     """Raise ``NonFiniteError`` when ``total_norm`` is inf or nan. Synchronises with its device."""
     if not bool(torch.isfinite(reference.whole(total_norm))):
-        _name_nonfinite(sources)
+        _name_nonfinite(sources, sharded_list)
 
 
 # Outside the graph: torch.compile of torch 2.10 cannot raise our exception.
 @_disable_dynamo
-def _name_nonfinite(sources: Sequence[Tensor | None]) -> NoReturn:
-    held = [(position, t) for position, t in enumerate(sources) if t is not None]
-    bad = reference.nonfinite_positions([t for _, t in held])
-    raise NonFiniteError([held[i][0] for i in bad])
+def _name_nonfinite(
+    sources: Sequence[Tensor | None], sharded_list: sharded.ShardedList | None
+) -> NoReturn:
+    raise NonFiniteError(reference.nonfinite_positions(sources, sharded_list))

@@ -101,7 +101,7 @@ FAULTS = (
     Fault(
         "a DTensor that has no gradient here is passed over",
         COLLECTOR,
-        "    if (may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);\n",
+        "    if (takes_norm_ && may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);\n",
         "",
         ("test_dtensor.py::test_dtensors_on_one_mesh[1]",),
     ),

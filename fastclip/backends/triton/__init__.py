@@ -54,7 +54,7 @@ class TritonBackend:
         foreach: bool | None,
     ) -> Tensor | None:
         _check_devices(parameters)
-        pack = functools.partial(pack_parameters, parameters, is_interpreted())
+        pack = functools.partial(pack_parameters, parameters, is_interpreted(), takes_norm=True)
         return _clip("clip_grad_norm_", pack, max_norm, norm_type, error_if_nonfinite, keep=None)
 
     def get_total_norm(
@@ -90,7 +90,7 @@ class TritonBackend:
         _check_devices(parameters)
         if not _is_plain_scalar(total_norm):
             raise UnsupportedError(["total_norm must be a plain 0-dim floating-point tensor"])
-        packed = pack_parameters(parameters, is_interpreted())
+        packed = pack_parameters(parameters, is_interpreted(), takes_norm=False)
         if packed.size == 0:
             return False
         launches = _launches(packed)
@@ -107,7 +107,7 @@ class TritonBackend:
         self, parameters: list[Tensor], clip_value: float, foreach: bool | None
     ) -> bool:
         _check_devices(parameters)
-        packed = pack_parameters(parameters, is_interpreted())
+        packed = pack_parameters(parameters, is_interpreted(), takes_norm=False)
         _check_clip_value(packed, clip_value)
         if packed.size > 0:
             _launches(packed).clamp(packed, clip_value)

@@ -82,16 +82,18 @@ class PackedList(Protocol):
 Pack = Callable[[], PackedList]
 
 
-def pack_parameters(parameters: list[Tensor], is_interpreted: bool) -> PackedList:
+def pack_parameters(parameters: list[Tensor], is_interpreted: bool, takes_norm: bool) -> PackedList:
     """Pack the gradients of parameters, equal ones once.
+
+    ``takes_norm``: whether their norm is taken, which is for the ranks of a mesh to do together.
 
     Raises:
         UnsupportedError: a gradient is none that the kernels can take; nothing has been written.
     """
     c = native.packer()
     if c is not None:
-        return native.translated(c.pack_parameters, parameters, is_interpreted)
-    return _pack_distinct(parameters, is_interpreted)
+        return native.translated(c.pack_parameters, parameters, is_interpreted, takes_norm)
+    return _pack_distinct(parameters, is_interpreted, takes_norm)
 
 
 def pack_tensors(tensors: list[Tensor], is_interpreted: bool) -> PackedList:
@@ -114,7 +116,7 @@ def prepared_pack(parameters: list[Tensor], is_interpreted: bool) -> Pack:
     """
     c = native.packer()
     if c is None:
-        return lambda: pack_parameters(parameters, is_interpreted)
+        return lambda: pack_parameters(parameters, is_interpreted, takes_norm=True)
     held = c.ParameterList(parameters)
     return lambda: native.translated(held.pack, is_interpreted)
 
@@ -163,14 +165,14 @@ class TorchList:
         torch.autograd.graph.increment_version(self._written)
 
 
-def _pack_distinct(parameters: list[Tensor], is_interpreted: bool) -> TorchList:
+def _pack_distinct(parameters: list[Tensor], is_interpreted: bool, takes_norm: bool) -> TorchList:
     grads = [p.grad for p in parameters]
     held = [grad for grad in grads if grad is not None]
     for position, grad in enumerate(grads):
         if grad is not None and not isinstance(grad, Tensor):
             raise UnsupportedError([f"gradient {position} is no tensor"])
     checks.check_writable(held)
-    if checks.is_sharded(parameters, grads):
+    if takes_norm and checks.is_sharded(parameters, grads):
         raise UnsupportedError([DTENSOR_REASON])
     _check(held, is_interpreted)
     distinct = checks.unique_gradients(held)
