@@ -104,7 +104,7 @@ def check_clip(name: str, held: Parameters, clip: Clip, norm_type: float) -> Non
 
 def check_result(held: Parameters, total_norm: Tensor) -> Tensor:
     """Check the kind of a norm, and return its value as a plain tensor."""
-    if not all(isinstance(p, DTensor) for p in held):
+    if not all(isinstance(grad, DTensor) for grad in grads_of(held)):
         assert not isinstance(total_norm, DTensor)
         return total_norm
     assert isinstance(total_norm, DTensor)
