@@ -50,8 +50,9 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping: 0-dim, no grad, on the first gradient's device; float64 if any
         gradient is float64, else float32. ``torch.tensor(0.0)`` without gradients. For DTensors
-        alone it is a replicated DTensor on their mesh; with plain tensors beside them, which count
-        as copies that every rank has, a plain tensor. All ranks of the mesh must call.
+        alone it is a replicated DTensor on their mesh, also on a rank that has no gradients; with
+        plain tensors beside them, which count as copies that every rank has, a plain tensor. All
+        ranks of the mesh must call.
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
@@ -111,7 +112,8 @@ def get_total_norm(
 
     Returns:
         The norm: 0-dim, no grad, on the first tensor's device; ``torch.tensor(0.0)`` without
-        tensors. DTensors as for ``clip_grad_norm_``.
+        tensors. DTensors as for ``clip_grad_norm_``, except that every rank of their mesh must pass
+        as many tensors: unlike parameters, tensors do not tell of gradients that are None here.
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set; a tensor is of an
