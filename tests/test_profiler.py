@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from samples import gradient, parameters
+from torch._C._profiler import _ExperimentalConfig
 from torch.autograd import profiler_util
 
 import fastclip
@@ -45,7 +46,7 @@ def test_the_range_holds_the_work() -> None:
 
 def test_a_profile_of_all_threads_shows_the_calls_of_others(backend: str | None) -> None:
     held = parameters([gradient(5, torch.float32)])
-    everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    everywhere = _ExperimentalConfig(profile_all_threads=True)
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, experimental_config=everywhere) as profile:
         thread = threading.Thread(
