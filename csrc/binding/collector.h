@@ -75,16 +75,6 @@ inline std::string why_unsupported(const at::Tensor& grad, Takes takes) {
   return "data that is not aligned to its element size";
 }
 
-// What a call does with the gradients that it collects.
-struct Use {
-  bool writes;      // copy-on-write storage is made the tensor's own first
-  bool takes_norm;  // the ranks of a mesh do that together
-};
-
-constexpr Use kClips{true, true};
-constexpr Use kChanges{true, false};
-constexpr Use kReads{false, true};
-
 class Collector {
  public:
   Collector(size_t expected, Use use, Takes takes = Takes::kNative)

@@ -1,5 +1,5 @@
-// Which tensors a list may hold: those that this extension's kernels take, or those that Triton's
-// kernels take, on a GPU or, in Triton's interpreter, on the CPU.
+// What a list is for, and which tensors it may hold: those that this extension's kernels take, or
+// those that Triton's kernels take, on a GPU or, in Triton's interpreter, on the CPU.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,6 +7,16 @@
 #include "../launch_cuda.h"
 
 namespace fastclip {
+
+// What a call does with the gradients that it collects.
+struct Use {
+  bool writes;      // copy-on-write storage is made the tensor's own first
+  bool takes_norm;  // the ranks of a mesh do that together
+};
+
+constexpr Use kClips{true, true};
+constexpr Use kChanges{true, false};
+constexpr Use kReads{false, true};
 
 enum class Takes { kNative, kGpu, kCpu };
 
