@@ -82,6 +82,10 @@ def counting() -> Iterator[list[int]]:
 
 LARGE = 24_000_000
 
+ATTEMPTS = 5
+"""Other programs may keep the counting thread from a core for as long as a call takes. A call that
+keeps the GIL gives it no turn, however often it is made."""
+
 
 @pytest.mark.parametrize(
     ("call", "size"),
@@ -98,18 +102,22 @@ LARGE = 24_000_000
 def test_other_threads_run_during_a_call(
     call: Callable[[list[Tensor], list[Tensor]], object], size: int
 ) -> None:
-    gradients = [torch.full((size,), 0.5)]
-    parameters = parameters_of(gradients)
-    with using_threads(1), counting() as count:
-        before = count[0]
-        call(parameters, gradients)
-        during = count[0] - before
-        before = count[0]
-        sum(range(300_000))  # holds the GIL: shows that the count tells the two apart
-        held = count[0] - before
+    during = held = 0
+    for _ in range(ATTEMPTS):
+        gradients = [torch.full((size,), 0.5)]
+        parameters = parameters_of(gradients)
+        with using_threads(1), counting() as count:
+            before = count[0]
+            call(parameters, gradients)
+            during = count[0] - before
+            before = count[0]
+            sum(range(300_000))  # holds the GIL: shows that the count tells the two apart
+            held = count[0] - before
+        assert held == 0
+        if during >= 4:
+            break
     # More than the one turn that a release only at the end of the call would give.
     assert during >= 4
-    assert held == 0
 
 
 def test_a_short_list_keeps_the_gil_unless_its_powers_are_slow() -> None:
