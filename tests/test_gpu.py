@@ -19,6 +19,7 @@ from samples import assert_clipped, copies, gradient, parameters
 from torch import Tensor
 
 import fastclip
+from fastclip.backends import clip_mode
 
 pytestmark = pytest.mark.gpu
 
@@ -79,6 +80,23 @@ def test_clip_matches_the_oracle(backend: str, norm_type: float, max_norm: float
         has_float64 = any(grad.dtype == torch.float64 for grad in grads)
         assert norm.dtype == (torch.float64 if has_float64 else torch.float32)
         assert_clipped(held, grads, max_norm, norm, norm_type)
+
+
+@pytest.mark.parametrize("max_norm", (0.5, 1e9))
+def test_one_launch_gives_the_bits_of_two(backend: str, max_norm: float) -> None:
+    before = clip_mode.clip_mode()
+    results: list[list[Tensor]] = []
+    try:
+        for mode in (clip_mode.SPLIT, clip_mode.FUSED):
+            clip_mode.set_clip_mode(mode)
+            held = parameters(on_gpu(mixed_gradients()))
+            norm = fastclip.clip_grad_norm_(held, max_norm, backend=backend)
+            assert_clipped(held, mixed_gradients(), max_norm, norm)
+            results.append([norm, *(p.grad for p in held if p.grad is not None)])
+    finally:
+        clip_mode.set_clip_mode(before)
+    for split, fused in zip(*results, strict=True):
+        assert torch.equal(split, fused)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
