@@ -12,12 +12,18 @@ import fastclip
 from fastclip import GradClipper
 
 
+def profiling(config: _ExperimentalConfig | None = None) -> torch.profiler.profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    # torch 2.10 warns of events that it drops unless it is told to keep them.
+    return torch.profiler.profile(activities=cpu, experimental_config=config, acc_events=True)
+
+
 def test_each_call_is_a_range(backend: str | None) -> None:
     held = parameters([gradient(5, torch.float32)])
     grads = [p.grad for p in held if p.grad is not None]
     norm = torch.tensor(1.0)
     clipper = GradClipper(held, 1.0, backend=backend)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with profiling() as profile:
         fastclip.clip_grad_norm_(held, 1.0, backend=backend)
         fastclip.get_total_norm(grads, backend=backend)
         fastclip.clip_grads_with_norm_(held, 1.0, norm, backend=backend)
@@ -37,7 +43,7 @@ def test_each_call_is_a_range(backend: str | None) -> None:
 
 def test_the_range_holds_the_work() -> None:
     held = parameters([gradient(2_000_000, torch.float32)])
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with profiling() as profile:
         fastclip.clip_grad_norm_(held, 1e-3)
     [event] = [e for e in profile.key_averages() if e.key == "fastclip::clip_grad_norm_"]
     assert isinstance(event, profiler_util.FunctionEventAvg)
@@ -47,8 +53,7 @@ def test_the_range_holds_the_work() -> None:
 def test_a_profile_of_all_threads_shows_the_calls_of_others(backend: str | None) -> None:
     held = parameters([gradient(5, torch.float32)])
     everywhere = _ExperimentalConfig(profile_all_threads=True)
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, experimental_config=everywhere) as profile:
+    with profiling(everywhere) as profile:
         thread = threading.Thread(
             target=lambda: fastclip.clip_grad_norm_(held, 1.0, backend=backend)
         )
@@ -59,7 +64,7 @@ def test_a_profile_of_all_threads_shows_the_calls_of_others(backend: str | None)
 
 def test_errors_end_the_range(backend: str | None) -> None:
     held = parameters([torch.tensor([float("nan")])])
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with profiling() as profile:
         with pytest.raises(RuntimeError, match="non-finite"):
             fastclip.clip_grad_norm_(held, 1.0, error_if_nonfinite=True, backend=backend)
         torch.ones(3).sum()
