@@ -201,14 +201,14 @@ def check_clipper_warning(mesh: DeviceMesh) -> None:
     if mesh.get_rank() != 0:
         held.grad = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)], src_data_rank=None)
     clipper = fastclip.GradClipper([held], 1.0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        clipper.clip_()
-        assert (len(caught) == 1) == (mesh.size() == 1), caught
+    told: list[int] = []
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clipper.clip_()
+        told.append(sum("GradClipper" in str(warning.message) for warning in caught))
         held.grad = None
-        clipper.clip_()
-        clipper.clip_()
-    assert len(caught) == 1
+    assert told == ([1, 0, 0] if mesh.size() == 1 else [0, 1, 0]), told
     print("clipper's warning")
 
 
@@ -292,6 +292,7 @@ def main() -> None:
             check_case(name, case)
             if name in ("fsdp2 on 2", "fsdp2 on 3", "fsdp2 + tp on 2 x 2"):
                 check_case(f"{name}, with plain tensors", with_plain(case))
+    dist.barrier()  # nobody closes a connection that another rank still reads
     dist.destroy_process_group()
 
 

@@ -29,7 +29,20 @@ CHECKS = (
 def test_dtensors_on_one_mesh(world_size: int, tmp_path: Path) -> None:
     from sharded_lists import cases
 
-    store = tmp_path / "store"
+    outputs = run_ranks(world_size, tmp_path / "store")
+    if is_transport_failure(outputs):
+        outputs = run_ranks(world_size, tmp_path / "second_store")
+    everything = "\n".join(output for _, output in outputs)
+    names = {f"case {name}" for name, case in cases().items() if case.ranks == world_size}
+    for status, output in outputs:
+        assert status == 0, everything
+        lines = output.splitlines()
+        assert names | set(CHECKS) <= set(lines), everything
+        assert ("outside" in lines) == (world_size > 2)
+
+
+def run_ranks(world_size: int, store: Path) -> list[tuple[int, str]]:
+    """Run a process for each rank; return their exit statuses and outputs."""
     ranks = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(world_size), str(store)],
@@ -44,11 +57,10 @@ def test_dtensors_on_one_mesh(world_size: int, tmp_path: Path) -> None:
     finally:
         for process in ranks:
             process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output
-        lines = output.splitlines()
-        for check in CHECKS:
-            assert check in lines
-        assert ("outside" in lines) == (world_size > 2)
-        names = {f"case {name}" for name, case in cases().items() if case.ranks == world_size}
-        assert names <= set(lines)
+    return [(process.returncode, output) for process, output in zip(ranks, outputs, strict=True)]
+
+
+def is_transport_failure(outputs: list[tuple[int, str]]) -> bool:
+    """Return whether gloo alone failed: an error of the package's shows on the rank that has it."""
+    failed = [output for status, output in outputs if status != 0]
+    return len(failed) > 0 and all("third_party/gloo" in output for output in failed)
