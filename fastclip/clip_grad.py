@@ -278,7 +278,7 @@ def _warn_if_no_parameters(who: str, sources: Sequence[Tensor]) -> None:
     if sources and all(map(_is_no_parameter, sources)):
         warnings.warn(
             f"{who}: nothing was clipped: parameters must be tensors whose `.grad` is to be "
-            f"clipped (got {len(sources)} without a `.grad` that do not require one)",
+            f"clipped (got {len(sources)} without a `.grad`, none of which requires grad)",
             stacklevel=3,
         )
 

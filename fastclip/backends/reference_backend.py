@@ -146,11 +146,10 @@ def found_gradients(parameters: Sequence[Tensor]) -> FoundGradients:
     """Read every ``.grad`` once."""
     # No `:=` in a comprehension: torch.compile cannot trace the variable that it makes.
     grads: list[Tensor | None] = [p.grad for p in parameters]
-    if not checks.is_sharded(parameters, grads):
-        distinct = reference.unique_gradients([grad for grad in grads if grad is not None])
-        return FoundGradients(grads, distinct, None)
-    grads = sharded.without_outsiders(grads)
-    sharded_list = sharded.list_of_gradients(parameters, grads)
+    sharded_list = None
+    if checks.is_sharded(parameters, grads):
+        grads = sharded.without_outsiders(grads)
+        sharded_list = sharded.list_of_gradients(parameters, grads)
     distinct = reference.unique_gradients([grad for grad in grads if grad is not None])
     return FoundGradients(grads, distinct, sharded_list)
 
