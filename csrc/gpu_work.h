@@ -71,7 +71,7 @@ struct Slots {
   int32_t groups;
 };
 
-// Sets `first_chunk` of every entry to its first slot.
+// Sets `first_unit` of every entry to its first slot.
 inline Slots assign_slots(TensorEntry* entries, int64_t size, int64_t small_bytes = kSmallBytes) {
   int64_t total_count = 0;
   for (int64_t i = 0; i < size; ++i) total_count += entries[i].count;
@@ -80,7 +80,7 @@ inline Slots assign_slots(TensorEntry* entries, int64_t size, int64_t small_byte
   for (int64_t i = 0; i < size; ++i) {
     const bool is_large = !is_small(entries[i].count, entries[i].dtype, small_bytes);
     if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;
-    entries[i].first_chunk = slots;
+    entries[i].first_unit = slots;
     slots += is_large ? kWarps * chunks_of_large(reinterpret_cast<uint64_t>(entries[i].data),
                                                  entries[i].count, entries[i].dtype, chunk_size)
                       : 1;

@@ -17,7 +17,7 @@ constexpr int64_t element_size(DType dtype) {
 struct TensorEntry {
   char* data;
   int64_t count;
-  int64_t first_chunk;  // index of its first chunk among all chunks of the list
+  int64_t first_unit;  // of its work: its first chunk in a CPU list, its first slot in a GPU list
   DType dtype;
 };
 

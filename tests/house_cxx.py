@@ -49,7 +49,7 @@ def wrong_includes(sources: Mapping[str, str]) -> list[str]:
                 allowed = False
             elif file in ("tensor_list.h", "coefficient.h"):
                 allowed = own is None
-            elif file in ("launch.h", "launch_cuda.h", "gpu_work.h"):
+            elif file in ("cpu_kernels.h", "cuda_launchers.h", "gpu_work.h"):
                 allowed = own in (None, "tensor_list.h")
             else:
                 allowed = True

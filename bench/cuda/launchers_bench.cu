@@ -136,7 +136,7 @@ static void write_pinned(const std::vector<TensorEntry>& entries, char* pinned) 
   for (size_t i = 0; i < n; ++i) {
     addresses[i] = reinterpret_cast<uint64_t>(entries[i].data);
     counts[i] = pack_count(entries[i].count, entries[i].dtype);
-    slots[i] = static_cast<int32_t>(entries[i].first_chunk);
+    slots[i] = static_cast<int32_t>(entries[i].first_unit);
   }
 }
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "../launch_cuda.h"
+#include "../cuda_launchers.h"
 #include "accelerator.h"
 #include "dtensor.h"
 #include "gradients.h"

@@ -17,7 +17,7 @@
 #endif
 
 #include "../coefficient.h"
-#include "../launch.h"
+#include "../cpu_kernels.h"
 
 namespace fastclip {
 
@@ -81,7 +81,7 @@ void for_each_chunk(const TensorList& list, bool backwards, Body body) {
           if (entry + 2 < list.entries + list.size) prefetch_head(entry[2]);
         }
         char* const data = entry->data + chunk * list.chunk_size * element_size(entry->dtype);
-        body(*entry, data, elements_of_chunk(list, *entry, chunk), entry->first_chunk + chunk);
+        body(*entry, data, elements_of_chunk(list, *entry, chunk), entry->first_unit + chunk);
       }
     }
   };
@@ -147,8 +147,8 @@ inline std::vector<double> reduce_entries(const TensorList& list, const Norm& no
                  });
   std::vector<double> combined(list.size, 0.0);
   for (int64_t i = 0; i < list.size; ++i) {
-    const int64_t end = i + 1 < list.size ? list.entries[i + 1].first_chunk : list.chunks;
-    for (int64_t chunk = list.entries[i].first_chunk; chunk < end; ++chunk) {
+    const int64_t end = i + 1 < list.size ? list.entries[i + 1].first_unit : list.chunks;
+    for (int64_t chunk = list.entries[i].first_unit; chunk < end; ++chunk) {
       combined[i] = norm.combine(combined[i], partials[chunk]);
     }
   }

@@ -51,7 +51,7 @@ inline CpuList pack_for_cpu(std::vector<TensorEntry>* entries) {
   for (const TensorEntry& entry : *entries) total_count += entry.count;
   list.chunk_size = choose_chunk_size(total_count);
   for (TensorEntry& entry : *entries) {
-    entry.first_chunk = list.chunks;
+    entry.first_unit = list.chunks;
     list.chunks += chunks_of(entry.count, list.chunk_size);
   }
   list.entries = entries->data();

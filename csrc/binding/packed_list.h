@@ -62,7 +62,7 @@ class PackedList {
     for (const TensorEntry& entry : gradients_.entries) {
       *word++ = device::pack_count(entry.count, entry.dtype);
     }
-    for (const TensorEntry& entry : gradients_.entries) *word++ = entry.first_chunk;
+    for (const TensorEntry& entry : gradients_.entries) *word++ = entry.first_unit;
     for (const uint64_t target : targets) *word++ = static_cast<int64_t>(target);
   }
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../launch_cuda.h"
+#include "../cuda_launchers.h"
 #include "accelerator.h"
 #include "collector.h"
 #include "engine.h"

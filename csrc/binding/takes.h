@@ -4,7 +4,7 @@
 
 #include <ATen/ATen.h>
 
-#include "../launch_cuda.h"
+#include "../cuda_launchers.h"
 
 namespace fastclip {
 

@@ -14,7 +14,7 @@
 
 #include <math.h>
 
-#include "../launch.h"
+#include "../cpu_kernels.h"
 #include "vectors.h"
 
 namespace {

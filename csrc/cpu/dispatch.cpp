@@ -5,7 +5,7 @@
 #include <cpuid.h>
 #endif
 
-#include "../launch.h"
+#include "../cpu_kernels.h"
 
 namespace fastclip {
 namespace {

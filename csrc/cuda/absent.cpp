@@ -1,5 +1,5 @@
 // What a build without CUDA has in place of the launchers.
-#include "../launch_cuda.h"
+#include "../cuda_launchers.h"
 
 namespace fastclip {
 

@@ -66,7 +66,7 @@ Table pack_table(const CudaList& list, int first, int size) {
     const TensorEntry& entry = list.entries[index];
     table.addresses[i] = reinterpret_cast<uint64_t>(is_target ? list.targets[index] : entry.data);
     table.counts[i] = pack_count(entry.count, entry.dtype);
-    table.first_slots[i] = static_cast<int32_t>(entry.first_chunk);
+    table.first_slots[i] = static_cast<int32_t>(entry.first_unit);
   }
   return table;
 }

@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../launch_cuda.h"
+#include "../cuda_launchers.h"
 
 namespace fastclip::device {
 
@@ -42,7 +42,7 @@ cudaError_t take_error(cudaError_t status);
 
 CudaList plan_list(TensorEntry* entries, int64_t size, char* const* targets);
 
-// The launchers of clip.cu, norm.cu and scale.cu; launch_cuda.h says what they do.
+// The launchers of clip.cu, norm.cu and scale.cu; cuda_launchers.h says what they do.
 cudaError_t launch_write_table(const CudaList& list, cudaStream_t stream);
 cudaError_t launch_fused(const CudaList& list, const CudaSums& sums, const CudaResult& result,
                          cudaStream_t stream);

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../coefficient.h"
-#include "../launch_cuda.h"
+#include "../cuda_launchers.h"
 #include "reduce.cuh"
 #include "table.cuh"
 

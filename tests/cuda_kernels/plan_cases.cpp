@@ -19,7 +19,7 @@ void expect_plan(Run& run, const std::string& name, const CudaList& list) {
     const int64_t size = element_size(entry.dtype);
     const bool is_large = entry.count * size > 16384;
     while (is_large && slots % kWarps != 0) ++slots;
-    run.expect(name + ", slot of tensor " + std::to_string(i), entry.first_chunk, slots);
+    run.expect(name + ", slot of tensor " + std::to_string(i), entry.first_unit, slots);
     int64_t head = 0;
     while ((reinterpret_cast<uint64_t>(entry.data) + static_cast<uint64_t>(head * size)) % 16 !=
            0) {

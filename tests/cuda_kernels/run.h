@@ -5,8 +5,8 @@
 #include <sstream>
 #include <string>
 
+#include "cuda_launchers.h"
 #include "emulator.h"
-#include "launch_cuda.h"
 
 namespace fastclip::kernel_tests {
 

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "binding/accelerator.h"
+#include "cpu_kernels.h"
+#include "cuda_launchers.h"
 #include "emulator.h"
-#include "launch.h"
-#include "launch_cuda.h"
 
 namespace fastclip {
 

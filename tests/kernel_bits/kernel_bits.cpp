@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/launch.h"
+#include "../../csrc/cpu_kernels.h"
 
 using namespace fastclip;
 

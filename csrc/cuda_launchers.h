@@ -13,7 +13,7 @@ namespace fastclip {
 
 // A list on one device, cut into work for thread blocks; made by CudaLaunchers::plan.
 struct CudaList {
-  const TensorEntry* entries;  // on the host; `first_chunk` holds the first slot (gpu_work.h)
+  const TensorEntry* entries;  // on the host; `first_unit` is a slot (gpu_work.h)
   char* const* targets;        // one for each entry, for results out of place; null: in place
   int32_t size;
   int32_t chunk_size;   // elements in a chunk
