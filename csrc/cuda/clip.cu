@@ -29,14 +29,10 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
 
 cudaError_t launch_fused(const CudaList& list, const CudaSums& sums, const CudaResult& result,
                          cudaStream_t stream) {
-  return with_sum(sums, [&](auto sum) {
-    using Sum = typename decltype(sum)::Is;
-    return with_table(list, [&](const auto& table) {
-      using Table = std::decay_t<decltype(table)>;
-      return launch_kernel(&clip_kernel<Sum, Table>, list, kCooperative, stream, table,
-                           shape_of(list), sums, result);
-    });
-  });
+  const auto kernel_of = [](auto sum, auto table) {
+    return &clip_kernel<TypeOf<decltype(sum)>, TypeOf<decltype(table)>>;
+  };
+  return launch_for(list, sums, kCooperative, stream, kernel_of, result);
 }
 
 }  // namespace fastclip::device

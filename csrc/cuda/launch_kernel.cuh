@@ -15,9 +15,11 @@ static_assert(sizeof(Shape) + sizeof(CudaSums) + sizeof(CudaResult) <= kArgument
 constexpr int kMinBlocks = 4;  // on a multiprocessor; with kLoads that makes 64 KiB in flight
 
 struct Grid {
-  int blocks;
+  int blocks;  // 0, for launch_for: as many as the list has work for
   bool is_cooperative;
 };
+constexpr Grid kOrdinary{0, false};
+constexpr Grid kCooperative{0, true};
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_grid(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
@@ -32,19 +34,6 @@ cudaError_t launch_grid(void (*kernel)(Parameters...), const Grid& grid, cudaStr
   config.attrs = &cooperative;
   config.numAttrs = grid.is_cooperative ? 1 : 0;
   return take_error(cudaLaunchKernelEx(&config, kernel, arguments...));
-}
-
-enum LaunchKind { kOrdinary, kCooperative };
-
-// With as many blocks as the list has work for.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), const CudaList& list, LaunchKind kind,
-                          cudaStream_t stream, const Arguments&... arguments) {
-  Grid grid{0, kind == kCooperative};
-  const cudaError_t status =
-      grid_size(reinterpret_cast<const void*>(kernel), list.groups, &grid.blocks);
-  if (status != cudaSuccess) return status;
-  return launch_grid(kernel, grid, stream, arguments...);
 }
 
 inline Shape shape_of(const CudaList& list) {
@@ -88,10 +77,13 @@ cudaError_t with_table(const CudaList& list, Launch launch) {
   return launch(pack_table<LongTable>(list, 0, size));
 }
 
+// Stands for a type in the arguments of a function.
 template <typename T>
 struct Type {
   using Is = T;
 };
+template <typename Stand>
+using TypeOf = typename Stand::Is;
 
 // Calls body(Type<Sum>{}) with what computes the norm.
 template <typename Body>
@@ -100,6 +92,33 @@ cudaError_t with_sum(const CudaSums& sums, Body body) {
   if (sums.norm_type == 1) return body(Type<AbsSum>{});
   if (std::isinf(sums.norm_type)) return body(Type<AbsMax>{});
   return body(Type<PowerSum>{});
+}
+
+// Launches kernel_of(Type<Table>{}) on the table that the list calls for, its shape and the
+// arguments.
+template <typename KernelOf, typename... Arguments>
+cudaError_t launch_for(const CudaList& list, Grid grid, cudaStream_t stream, KernelOf kernel_of,
+                       const Arguments&... arguments) {
+  return with_table(list, [&](const auto& table) {
+    const auto kernel = kernel_of(Type<std::decay_t<decltype(table)>>{});
+    if (grid.blocks == 0) {
+      const cudaError_t status =
+          grid_size(reinterpret_cast<const void*>(kernel), list.groups, &grid.blocks);
+      if (status != cudaSuccess) return status;
+    }
+    return launch_grid(kernel, grid, stream, table, shape_of(list), arguments...);
+  });
+}
+
+// The same for a kernel that computes a norm: kernel_of(Type<Sum>{}, Type<Table>{}), which takes
+// `sums` before the other arguments.
+template <typename KernelOf, typename... Arguments>
+cudaError_t launch_for(const CudaList& list, const CudaSums& sums, const Grid& grid,
+                       cudaStream_t stream, KernelOf kernel_of, const Arguments&... arguments) {
+  return with_sum(sums, [&](auto sum) {
+    const auto kernel_of_table = [&](auto table) { return kernel_of(sum, table); };
+    return launch_for(list, grid, stream, kernel_of_table, sums, arguments...);
+  });
 }
 
 }  // namespace fastclip::device

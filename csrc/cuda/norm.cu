@@ -28,27 +28,19 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
 }  // namespace
 
 cudaError_t launch_reduce(const CudaList& list, const CudaSums& sums, cudaStream_t stream) {
-  return with_sum(sums, [&](auto sum) {
-    using Sum = typename decltype(sum)::Is;
-    return with_table(list, [&](const auto& table) {
-      using Table = std::decay_t<decltype(table)>;
-      return launch_kernel(&reduce_kernel<Sum, Table>, list, kOrdinary, stream, table,
-                           shape_of(list), sums);
-    });
-  });
+  const auto kernel_of = [](auto sum, auto table) {
+    return &reduce_kernel<TypeOf<decltype(sum)>, TypeOf<decltype(table)>>;
+  };
+  return launch_for(list, sums, kOrdinary, stream, kernel_of);
 }
 
 cudaError_t launch_finish(const CudaList& list, const CudaSums& sums, const CudaResult& result,
                           cudaStream_t stream) {
-  return with_sum(sums, [&](auto sum) {
-    using Sum = typename decltype(sum)::Is;
-    return with_table(list, [&](const auto& table) {
-      using Table = std::decay_t<decltype(table)>;
-      const Grid grid{1 + list.size / (kWarps * kFinishRounds), false};
-      return launch_grid(&finish_kernel<Sum, Table>, grid, stream, table, shape_of(list), sums,
-                         result);
-    });
-  });
+  const auto kernel_of = [](auto sum, auto table) {
+    return &finish_kernel<TypeOf<decltype(sum)>, TypeOf<decltype(table)>>;
+  };
+  const Grid grid{1 + list.size / (kWarps * kFinishRounds), false};
+  return launch_for(list, sums, grid, stream, kernel_of, result);
 }
 
 }  // namespace fastclip::device

@@ -50,30 +50,20 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
 
 cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
                                     const CudaResult& result, cudaStream_t stream) {
-  return with_sum(sums, [&](auto sum) {
-    using Sum = typename decltype(sum)::Is;
-    return with_table(list, [&](const auto& table) {
-      using Table = std::decay_t<decltype(table)>;
-      return launch_kernel(&finish_and_scale_kernel<Sum, Table>, list, kOrdinary, stream, table,
-                           shape_of(list), sums, result);
-    });
-  });
+  const auto kernel_of = [](auto sum, auto table) {
+    return &finish_and_scale_kernel<TypeOf<decltype(sum)>, TypeOf<decltype(table)>>;
+  };
+  return launch_for(list, sums, kOrdinary, stream, kernel_of, result);
 }
 
 cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream) {
-  return with_table(list, [&](const auto& table) {
-    using Table = std::decay_t<decltype(table)>;
-    return launch_kernel(&scale_kernel<Table>, list, kOrdinary, stream, table, shape_of(list),
-                         coefs);
-  });
+  const auto kernel_of = [](auto table) { return &scale_kernel<TypeOf<decltype(table)>>; };
+  return launch_for(list, kOrdinary, stream, kernel_of, coefs);
 }
 
 cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream) {
-  return with_table(list, [&](const auto& table) {
-    using Table = std::decay_t<decltype(table)>;
-    return launch_kernel(&clamp_kernel<Table>, list, kOrdinary, stream, table, shape_of(list),
-                         clip_value);
-  });
+  const auto kernel_of = [](auto table) { return &clamp_kernel<TypeOf<decltype(table)>>; };
+  return launch_for(list, kOrdinary, stream, kernel_of, clip_value);
 }
 
 }  // namespace fastclip::device
