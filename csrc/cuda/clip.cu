@@ -19,10 +19,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
   Block block(scratch);
   reduce_groups<Sum>(table, shape, sums, block);
   sync_grid();
-  const Factor factor = finish_norm<Sum>(shape.groups, sums, result, block);
-  write_sums<Sum>(table, shape, sums);
-  if (!factor.is_due) return;
-  change_groups(table, shape.in_place(), [&](int) { return Due<Multiply>{{factor.value}, true}; });
+  finish_and_change<Sum>(table, shape, sums, result, block);
 }
 
 }  // namespace

@@ -121,7 +121,7 @@ __device__ void write_sums(const Table& table, const Shape& shape, const CudaSum
 // What the gradients are to be multiplied by, the same in every thread of the grid.
 struct Factor {
   double value;  // to be rounded to float32 for 16- and 32-bit gradients
-  bool is_due;   // false: nothing is to be written
+  bool should_write;
 };
 
 template <typename T>
@@ -154,7 +154,7 @@ __device__ Factor finish_norm(int groups, const CudaSums& norm, const CudaResult
   Factor factor = result.is_float64 ? factor_of<double>(value, result, is_writer)
                                     : factor_of<float>(value, result, is_writer);
   // Set by the first step or before the call: nothing may be written either way.
-  if (norm.found_inf != nullptr && __ldcg(norm.found_inf) != 0) factor.is_due = false;
+  if (norm.found_inf != nullptr && __ldcg(norm.found_inf) != 0) factor.should_write = false;
   return factor;
 }
 

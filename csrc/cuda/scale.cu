@@ -12,10 +12,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
                             const CudaSums sums, const CudaResult result) {
   FASTCLIP_SHARED(Scratch, scratch);
   Block block(scratch);
-  const Factor factor = finish_norm<Sum>(shape.groups, sums, result, block);
-  write_sums<Sum>(table, shape, sums);
-  if (!factor.is_due) return;
-  change_groups(table, shape.in_place(), [&](int) { return Due<Multiply>{{factor.value}, true}; });
+  finish_and_change<Sum>(table, shape, sums, result, block);
 }
 
 template <typename T>
@@ -36,14 +33,14 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
     const double coef =
         coefs.is_float64 ? coef_of<double>(coefs, tensor) : coef_of<float>(coefs, tensor);
     // Targets are new memory: written whatever the coefficient. NaN is not >= 1 and writes, too.
-    return Due<Multiply>{{coef}, shape.has_targets || !(coef >= 1)};
+    return Multiply{coef, shape.has_targets || !(coef >= 1)};
   });
 }
 
 template <typename Table>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
     clamp_kernel(const __grid_constant__ Table table, const Shape shape, const double clip_value) {
-  change_groups(table, shape.in_place(), [&](int) { return Due<Clamp>{{clip_value}, true}; });
+  change_groups(table, shape.in_place(), [&](int) { return Clamp{clip_value}; });
 }
 
 }  // namespace

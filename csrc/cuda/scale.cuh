@@ -1,13 +1,18 @@
 // Multiplying and clamping gradients, in place or into other tensors, group by group.
 #pragma once
 
+#include "norm.cuh"
 #include "table.cuh"
 
 namespace fastclip::device {
 
+// A change of gradients: apply() changes a value and says whether it is to be written;
+// `should_write` is false where all of a tensor is to be left alone.
+
 // Multiplies by a coefficient: float32 for 16- and 32-bit elements, one rounding.
 struct Multiply {
   double coef;
+  bool should_write = true;
 
   template <typename T>
   __device__ bool apply(typename T::Value& value) const {
@@ -18,6 +23,7 @@ struct Multiply {
 
 // Clamps to [-limit, limit]; NaN stays. Only what was out of range counts as changed.
 struct Clamp {
+  static constexpr bool should_write = true;
   double clip_value;
 
   template <typename T>
@@ -54,9 +60,10 @@ template <typename T, typename Change>
 __device__ void change_chunk(const Chunk& chunk, char* target, Team team, const Change& change) {
   constexpr int kSize = sizeof(typename T::Element);
   const auto address = reinterpret_cast<uint64_t>(chunk.data);
-  const bool is_parallel = (address ^ reinterpret_cast<uint64_t>(target)) % kVectorBytes == 0;
+  const bool has_same_alignment =
+      (address ^ reinterpret_cast<uint64_t>(target)) % kVectorBytes == 0;
   const int head =
-      is_parallel ? static_cast<int>(head_of(address, chunk.count, T::kDType)) : chunk.count;
+      has_same_alignment ? static_cast<int>(head_of(address, chunk.count, T::kDType)) : chunk.count;
   const int vectors = (chunk.count - head) / T::kPerVector;
   const int body = head * kSize;
   for_each_batch(vectors, team, [&](int first, auto all) {
@@ -81,9 +88,8 @@ __device__ void change_chunk(const Chunk& chunk, char* target, Team team, const 
   }
 }
 
-// Calls change_of(tensor) for every piece of work and applies what it returns, a Multiply or a
-// Clamp with `is_due` false to leave the tensor alone. A block goes through its groups backwards:
-// what it read last for the norm is still in L2.
+// Calls change_of(tensor) for every piece of work and applies the change that it returns. A block
+// goes through its groups backwards: what it read last for the norm is still in L2.
 template <typename Table, typename ChangeOf>
 __device__ void change_groups(const Table& table, const Shape& shape, ChangeOf change_of) {
   const int blocks = static_cast<int>(gridDim.x);
@@ -96,7 +102,7 @@ __device__ void change_groups(const Table& table, const Shape& shape, ChangeOf c
     const Work work = work_of(table, shape.tensors, shape.chunk_size, group, tensor);
     if (work.tensor < 0) continue;
     const auto change = change_of(work.tensor);
-    if (!change.is_due) continue;
+    if (!change.should_write) continue;
     with_dtype(work.chunk.dtype, [&](auto type) {
       using T = decltype(type);
       char* target = work.chunk.data;
@@ -104,15 +110,20 @@ __device__ void change_groups(const Table& table, const Shape& shape, ChangeOf c
         target = reinterpret_cast<char*>(table.address(shape.tensors + work.tensor)) +
                  work.begin * static_cast<int64_t>(sizeof(typename T::Element));
       }
-      change_chunk<T>(work.chunk, target, team_of(work), change.change);
+      change_chunk<T>(work.chunk, target, team_of(work), change);
     });
   }
 }
 
-template <typename Change>
-struct Due {
-  Change change;
-  bool is_due;
-};
+// The second step of a norm with the rescale: what a fused clip does after its grid sync, and a
+// split one in its second launch.
+template <typename Sum, typename Table>
+__device__ void finish_and_change(const Table& table, const Shape& shape, const CudaSums& sums,
+                                  const CudaResult& result, Block& block) {
+  const Factor factor = finish_norm<Sum>(shape.groups, sums, result, block);
+  write_sums<Sum>(table, shape, sums);
+  if (!factor.should_write) return;
+  change_groups(table, shape.in_place(), [&](int) { return Multiply{factor.value}; });
+}
 
 }  // namespace fastclip::device

@@ -148,7 +148,7 @@ double factor(const Outcome& outcome, const Request& request) {
   return static_cast<float>(outcome.clip_coef) * inv_scale;
 }
 
-bool is_due(const Outcome& outcome, const Request& request) {
+bool should_write(const Outcome& outcome, const Request& request) {
   if (request.has_found_inf && outcome.found_inf != 0) return false;
   if (request.error_if_nonfinite && !std::isfinite(outcome.total_norm)) return false;
   return !(outcome.clip_coef >= 1) || (request.has_inv_scale && request.inv_scale != 1);
@@ -174,7 +174,7 @@ void expect_norm(Run& run, const std::string& list, const Gradients& gradients,
 void expect_clipped(Run& run, const std::string& list, const Gradients& gradients,
                     const Request& request, const Outcome& outcome) {
   expect_norm(run, list, gradients, request, outcome);
-  if (is_due(outcome, request)) {
+  if (should_write(outcome, request)) {
     gradients.expect_multiplied(list + ", clipped", factor(outcome, request));
   } else {
     gradients.expect_unchanged(list + ", not clipped");

@@ -85,7 +85,7 @@ double coefficient(double total_norm, double max_norm, bool is_float64);
 // What the gradients are multiplied by.
 double factor(const Outcome& outcome, const Request& request);
 // Whether they are to be written at all.
-bool is_due(const Outcome& outcome, const Request& request);
+bool should_write(const Outcome& outcome, const Request& request);
 
 // Sums, total, total_norm and clip_coef are right. `list` is what was asked for, in words.
 void expect_norm(Run& run, const std::string& list, const Gradients& gradients,
