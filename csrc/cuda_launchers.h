@@ -44,14 +44,25 @@ struct CudaResult {
   bool error_if_nonfinite;  // leave the gradients alone when total_norm is not finite
 };
 
-// Where the coefficients of a scale come from: the first of these that is not null, else `value`.
+// Where the coefficients of a scale come from: the first of per_tensor, clip_coef and total_norm
+// that is not null, else `value`. Gradients are multiplied by a coefficient times inv_scale, a
+// product that is evaluated in float64 if `is_float64`, else in float32.
 struct CudaCoefs {
   const void* per_tensor;       // one for each entry
   const void* clip_coef;        // one for all
   const void* total_norm;       // the coefficient of this norm
   const void* max_norm_tensor;  // with total_norm; null: `value` is max_norm
+  const float* inv_scale;       // null: 1
+  const float* found_inf;       // not 0: nothing is written in place; may be null
   double value;
-  bool is_float64;  // what the pointers point to: doubles, else floats
+  bool is_float64;  // what the first four pointers point to: doubles, else floats
+};
+
+// A clamp of multiples of the gradients to [-clip_value, clip_value].
+struct CudaClamp {
+  double clip_value;
+  const float* inv_scale;  // null: 1
+  const float* found_inf;  // not 0: nothing is written; may be null
 };
 
 // How clip is launched: two kernels, or one cooperative kernel, which waits until every other
@@ -74,11 +85,13 @@ struct CudaLaunchers {
   int (*finish)(const CudaList& list, const CudaSums& sums, const CudaResult& result, int device,
                 void* stream);
 
-  // Multiplies in place, where the coefficient is below 1 or NaN; into targets always.
+  // Multiplies. In place nothing is written where the coefficient is 1 or more and inv_scale is 1;
+  // targets are always written.
   int (*scale)(const CudaList& list, const CudaCoefs& coefs, int device, void* stream);
 
-  // Clamps in place to [-clip_value, clip_value]; NaN stays.
-  int (*clamp)(const CudaList& list, double clip_value, int device, void* stream);
+  // Clamps in place; NaN stays. Where inv_scale is 1, only vectors of 16 bytes in which something
+  // was out of range are written.
+  int (*clamp)(const CudaList& list, const CudaClamp& clamp, int device, void* stream);
 
   // 0 if kernels can run on the device: there is a driver, it is new enough for the runtime that
   // is linked in, and the build holds code for the device.

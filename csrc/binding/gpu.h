@@ -94,6 +94,7 @@ inline void scale_part(const Operation& operation, const Part& part, const Coef&
   }
   CudaCoefs coefs{};
   coefs.value = coef.value;
+  coefs.is_float64 = true;
   if (coef.tensor.defined()) {
     coefs.clip_coef = coef.tensor.const_data_ptr();
     coefs.is_float64 = coef.tensor.scalar_type() == at::kDouble;
@@ -296,11 +297,11 @@ inline void scale_on_gpu(const Operation& operation, const Gradients& gradients,
   };
   for (size_t i = 0; i < parts.size(); ++i) {
     const bool is_limit_on_gpu = max_norm.tensor.defined();
+    coefs[i].is_float64 = is_float64;
     if (parts[i].is_gpu() && (is_norm_on_gpu || is_limit_on_gpu)) {
       coefs[i].total_norm = data_on(total_norm, parts[i]);
       if (is_limit_on_gpu) coefs[i].max_norm_tensor = data_on(max_norm.tensor, parts[i]);
       coefs[i].value = max_norm.value;
-      coefs[i].is_float64 = is_float64;
     } else {
       coefs[i].value = clip_coefficient(total_norm.item<double>(), max_norm.on_host(), is_float64);
     }
@@ -333,7 +334,7 @@ inline void clamp_on_gpu(const Operation& operation, const Gradients& gradients,
       clamp_entries(part.on_cpu.list, clip_value);
     } else {
       operation.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
-        return launchers.clamp(part.on_gpu, clip_value, device, stream);
+        return launchers.clamp(part.on_gpu, {clip_value, nullptr, nullptr}, device, stream);
       });
     }
   }

@@ -116,9 +116,9 @@ int scale(const CudaList& list, const CudaCoefs& coefs, int device, void* stream
                    [&] { return launch_scale(list, coefs, static_cast<cudaStream_t>(stream)); });
 }
 
-int clamp(const CudaList& list, double clip_value, int device, void* stream) {
-  return on_device(
-      device, [&] { return launch_clamp(list, clip_value, static_cast<cudaStream_t>(stream)); });
+int clamp(const CudaList& list, const CudaClamp& clamp, int device, void* stream) {
+  return on_device(device,
+                   [&] { return launch_clamp(list, clamp, static_cast<cudaStream_t>(stream)); });
 }
 
 int check(int device) {

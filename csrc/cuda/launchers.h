@@ -52,7 +52,7 @@ cudaError_t launch_finish(const CudaList& list, const CudaSums& sums, const Cuda
 cudaError_t launch_finish_and_scale(const CudaList& list, const CudaSums& sums,
                                     const CudaResult& result, cudaStream_t stream);
 cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStream_t stream);
-cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream);
+cudaError_t launch_clamp(const CudaList& list, const CudaClamp& clamp, cudaStream_t stream);
 
 // Success if the build holds code for the current device.
 cudaError_t check_code();

@@ -5,6 +5,7 @@
 
 #include "../coefficient.h"
 #include "../cuda_launchers.h"
+#include "factor.cuh"
 #include "reduce.cuh"
 #include "table.cuh"
 
@@ -118,14 +119,9 @@ __device__ void write_sums(const Table& table, const Shape& shape, const CudaSum
   }
 }
 
-// What the gradients are to be multiplied by, the same in every thread of the grid.
-struct Factor {
-  double value;  // to be rounded to float32 for 16- and 32-bit gradients
-  bool should_write;
-};
-
+// The same in every thread of the grid.
 template <typename T>
-__device__ Factor factor_of(double norm, const CudaResult& result, bool is_writer) {
+__device__ Factor factor_of_norm(double norm, const CudaResult& result, bool is_writer) {
   const auto total_norm = static_cast<T>(norm);  // the coefficient follows from what is returned
   const T max_norm = result.max_norm_tensor != nullptr
                          ? __ldcg(static_cast<const T*>(result.max_norm_tensor))
@@ -135,11 +131,9 @@ __device__ Factor factor_of(double norm, const CudaResult& result, bool is_write
     if (result.total_norm != nullptr) __stcg(static_cast<T*>(result.total_norm), total_norm);
     if (result.clip_coef != nullptr) __stcg(static_cast<T*>(result.clip_coef), clip_coef);
   }
-  const T inv_scale = result.inv_scale != nullptr ? static_cast<T>(__ldcg(result.inv_scale)) : T(1);
-  // NaN is not >= 1: it is written, as torch writes it.
-  const bool is_refused = result.error_if_nonfinite && !isfinite(total_norm);
-  return {static_cast<double>(clip_coef * inv_scale),
-          !(clip_coef >= 1 && inv_scale == 1) && !is_refused};
+  Factor factor = factor_of(clip_coef, result.inv_scale);
+  if (result.error_if_nonfinite && !isfinite(total_norm)) factor.should_write = false;
+  return factor;
 }
 
 // The second step, up to the factor. Every block computes it; block 0 writes the results.
@@ -151,10 +145,10 @@ __device__ Factor finish_norm(int groups, const CudaSums& norm, const CudaResult
   if (is_writer && result.total != nullptr) __stcg(result.total, total);
   double value = Sum::root(total, norm.norm_type);
   if (result.inv_scale != nullptr) value *= fabs(static_cast<double>(__ldcg(result.inv_scale)));
-  Factor factor = result.is_float64 ? factor_of<double>(value, result, is_writer)
-                                    : factor_of<float>(value, result, is_writer);
+  Factor factor = result.is_float64 ? factor_of_norm<double>(value, result, is_writer)
+                                    : factor_of_norm<float>(value, result, is_writer);
   // Set by the first step or before the call: nothing may be written either way.
-  if (norm.found_inf != nullptr && __ldcg(norm.found_inf) != 0) factor.should_write = false;
+  if (is_set(norm.found_inf)) factor.should_write = false;
   return factor;
 }
 

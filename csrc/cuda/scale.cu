@@ -16,10 +16,10 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
 }
 
 template <typename T>
-__device__ double coef_of(const CudaCoefs& coefs, int tensor) {
+__device__ T coef_of(const CudaCoefs& coefs, int tensor) {
   if (coefs.per_tensor != nullptr) return __ldcg(static_cast<const T*>(coefs.per_tensor) + tensor);
   if (coefs.clip_coef != nullptr) return __ldcg(static_cast<const T*>(coefs.clip_coef));
-  if (coefs.total_norm == nullptr) return coefs.value;
+  if (coefs.total_norm == nullptr) return static_cast<T>(coefs.value);
   const T max_norm = coefs.max_norm_tensor != nullptr
                          ? __ldcg(static_cast<const T*>(coefs.max_norm_tensor))
                          : static_cast<T>(coefs.value);
@@ -29,18 +29,33 @@ __device__ double coef_of(const CudaCoefs& coefs, int tensor) {
 template <typename Table>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
     scale_kernel(const __grid_constant__ Table table, const Shape shape, const CudaCoefs coefs) {
+  // Targets are new memory: written whatever the factor and whatever was found.
+  if (!shape.has_targets && is_set(coefs.found_inf)) return;
   change_groups(table, shape, [&](int tensor) {
-    const double coef =
-        coefs.is_float64 ? coef_of<double>(coefs, tensor) : coef_of<float>(coefs, tensor);
-    // Targets are new memory: written whatever the coefficient. NaN is not >= 1 and writes, too.
-    return Multiply{coef, shape.has_targets || !(coef >= 1)};
+    const Factor factor = coefs.is_float64
+                              ? factor_of(coef_of<double>(coefs, tensor), coefs.inv_scale)
+                              : factor_of(coef_of<float>(coefs, tensor), coefs.inv_scale);
+    return Multiply{factor.value, shape.has_targets || factor.should_write};
   });
 }
 
 template <typename Table>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
-    clamp_kernel(const __grid_constant__ Table table, const Shape shape, const double clip_value) {
-  change_groups(table, shape.in_place(), [&](int) { return Clamp{clip_value}; });
+    clamp_kernel(const __grid_constant__ Table table, const Shape shape, const CudaClamp clamp) {
+  if (is_set(clamp.found_inf)) return;
+  change_groups(table, shape.in_place(), [&](int) { return Clamp{clamp.clip_value}; });
+}
+
+// A kernel of its own: beside its loops nvcc gave those of clamp_kernel a few instructions more.
+template <typename Table>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks)
+    unscale_and_clamp_kernel(const __grid_constant__ Table table, const Shape shape,
+                             const CudaClamp clamp) {
+  if (is_set(clamp.found_inf)) return;
+  const float inv_scale = __ldcg(clamp.inv_scale);
+  change_groups(table, shape.in_place(), [&](int) {
+    return MultiplyAndClamp{{inv_scale}, {clamp.clip_value}, inv_scale != 1};
+  });
 }
 
 }  // namespace
@@ -58,9 +73,12 @@ cudaError_t launch_scale(const CudaList& list, const CudaCoefs& coefs, cudaStrea
   return launch_for(list, kOrdinary, stream, kernel_of, coefs);
 }
 
-cudaError_t launch_clamp(const CudaList& list, double clip_value, cudaStream_t stream) {
-  const auto kernel_of = [](auto table) { return &clamp_kernel<TypeOf<decltype(table)>>; };
-  return launch_for(list, kOrdinary, stream, kernel_of, clip_value);
+cudaError_t launch_clamp(const CudaList& list, const CudaClamp& clamp, cudaStream_t stream) {
+  const auto kernel_of = [&](auto table) {
+    using Table = TypeOf<decltype(table)>;
+    return clamp.inv_scale == nullptr ? &clamp_kernel<Table> : &unscale_and_clamp_kernel<Table>;
+  };
+  return launch_for(list, kOrdinary, stream, kernel_of, clamp);
 }
 
 }  // namespace fastclip::device

@@ -36,6 +36,22 @@ struct Clamp {
   }
 };
 
+// Clamps the product. It is not rounded to the dtype before: that would change nothing, since the
+// limit is a number of the dtype.
+struct MultiplyAndClamp {
+  static constexpr bool should_write = true;
+  Multiply multiply;
+  Clamp clamp;
+  bool writes_all;  // false: only what was out of range counts as changed
+
+  template <typename T>
+  __device__ bool apply(typename T::Value& value) const {
+    multiply.template apply<T>(value);
+    const bool is_out = clamp.template apply<T>(value);
+    return writes_all || is_out;
+  }
+};
+
 template <typename T, typename Change>
 __device__ void change_element(const char* source, char* target, const Change& change) {
   auto value = T::value(load<typename T::Element>(source));

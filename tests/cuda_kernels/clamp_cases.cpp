@@ -8,7 +8,7 @@ namespace fastclip::kernel_tests {
 namespace {
 
 void expect_clamp(Run& run, Gradients& gradients, double limit) {
-  run.expect_success("clamp", cuda().clamp(gradients.list, limit, run.device(), nullptr));
+  run.expect_success("clamp", cuda().clamp(gradients.list, {limit}, run.device(), nullptr));
   gradients.expect_each(
       "clamped to " + std::to_string(limit),
       [&](int, DType dtype, uint64_t bits) { return clamped(dtype, bits, limit); });

@@ -49,11 +49,11 @@ void count_clipped(Run& run) { clip_and_count(run, 0.75, 2, 1); }
 void count_clamp(Run& run) {
   Gradients gradients(run, awkward_list(run).specs);
   // Magnitudes lie between 2^-8 and 4.
-  run.expect_success("clamp", cuda().clamp(gradients.list, 0x1p-9, 0, nullptr));
+  run.expect_success("clamp", cuda().clamp(gradients.list, {0x1p-9}, 0, nullptr));
   expect_launches(run, "clamp", 1);
   expect_traffic(run, "all of it clamped", gradients, 1, 1);
   gradients.restore();
-  run.expect_success("clamp", cuda().clamp(gradients.list, 4, 0, nullptr));
+  run.expect_success("clamp", cuda().clamp(gradients.list, {4}, 0, nullptr));
   expect_traffic(run, "none of it clamped", gradients, 1, 0);
 }
 
@@ -72,7 +72,7 @@ void count_clamp_of_few(Run& run) {
     const bool is_whole = vector * 16 >= begin && vector * 16 + 16 <= begin + count * size;
     wanted += is_whole ? 16 : size;
   }
-  run.expect_success("clamp", cuda().clamp(gradients.list, 1, 0, nullptr));
+  run.expect_success("clamp", cuda().clamp(gradients.list, {1}, 0, nullptr));
   run.expect<int64_t>("bytes written", gradients.traffic().written, wanted);
   run.expect<int64_t>("bytes read", gradients.traffic().read, gradients.bytes());
 }

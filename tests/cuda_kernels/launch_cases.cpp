@@ -142,7 +142,7 @@ void launch_failures(Run& run) {
     return cuda().finish(gradients.list, sums, workspace.result(), 0, nullptr);
   });
   expect_failure("scale", [&] { return cuda().scale(gradients.list, {}, 0, nullptr); });
-  expect_failure("clamp", [&] { return cuda().clamp(gradients.list, 0, 0, nullptr); });
+  expect_failure("clamp", [&] { return cuda().clamp(gradients.list, {0}, 0, nullptr); });
   emulator::machine().driver_version = 12000;
   const Gradients longer(run, tiny_list(500));
   for (int n = 1; n <= 3; ++n) {
@@ -169,7 +169,7 @@ void other_device(Run& run) {
     request.stream = emulator::make_stream(run.device());
     expect_clipped(run, "on another device", gradients, request,
                    clip(run, gradients.list, request));
-    run.expect_success("clamp", cuda().clamp(gradients.list, 0, run.device(), request.stream));
+    run.expect_success("clamp", cuda().clamp(gradients.list, {0}, run.device(), request.stream));
     run.expect_success("check", cuda().check(run.device()));
     run.expect_true(!cuda().is_capturing(run.device(), request.stream), "it captures");
     expect_current(current);

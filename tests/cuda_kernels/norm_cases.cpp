@@ -172,7 +172,7 @@ void norm_of_nothing(Run& run) {
         const Outcome outcome = clip(run, gradients.list, request);
         expect_clipped(run, std::to_string(specs.size()) + " tensors", gradients, request, outcome);
         run.expect_success("scale", cuda().scale(gradients.list, {}, 0, nullptr));
-        run.expect_success("clamp", cuda().clamp(gradients.list, 0, 0, nullptr));
+        run.expect_success("clamp", cuda().clamp(gradients.list, {0}, 0, nullptr));
       }
     }
   }

@@ -112,7 +112,7 @@ void offsets_beyond_32_bits(Run& run) {
       expect_clipped(run, "far away", gradients, request, clip(run, list, request));
       gradients.restore();
     }
-    run.expect_success("clamp", cuda().clamp(list, 0.1, 0, nullptr));
+    run.expect_success("clamp", cuda().clamp(list, {0.1}, 0, nullptr));
     gradients.expect_each("far away, clamped",
                           [&](int, DType type, uint64_t bits) { return clamped(type, bits, 0.1); });
     char* target = far(copy.list.targets[0]);
@@ -120,6 +120,7 @@ void offsets_beyond_32_bits(Run& run) {
     list.targets = &target;
     CudaCoefs coefs = {};
     coefs.value = 0.3;
+    coefs.is_float64 = true;
     run.expect_success("scale", cuda().scale(list, coefs, 0, nullptr));
     copy.expect_multiplied("far away, into a target", 0.3);
   }

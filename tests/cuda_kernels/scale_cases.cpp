@@ -36,7 +36,7 @@ void scale_sources(Run& run) {
       CudaCoefs coefs = {};
       coefs.is_float64 = is_float64;
       coefs.value = coef;
-      expect_scaled(run, gradients, coefs, coef);
+      expect_scaled(run, gradients, coefs, as_held(coef, is_float64));
       // What comes first counts; what follows must not be read.
       const Numbers pointer(run, {coef}, is_float64);
       coefs.clip_coef = pointer.data();
@@ -47,7 +47,10 @@ void scale_sources(Run& run) {
       for (const double max_norm : {1.9, -1.0, kInf}) {
         const Numbers norm(run, {total_norm}, is_float64), limit(run, {max_norm}, is_float64);
         const double coef = coefficient(as_held(total_norm, is_float64), max_norm, is_float64);
-        CudaCoefs coefs = {nullptr, nullptr, norm.data(), nullptr, max_norm, is_float64};
+        CudaCoefs coefs = {};
+        coefs.total_norm = norm.data();
+        coefs.value = max_norm;
+        coefs.is_float64 = is_float64;
         expect_scaled(run, gradients, coefs, coef);
         coefs.max_norm_tensor = limit.data();
         coefs.value = kNan;
@@ -62,6 +65,7 @@ void scale_lists(Run& run) {
   Gradients gradients(run, awkward_list(run).specs);
   CudaCoefs coefs = {};
   coefs.value = 0.37;
+  coefs.is_float64 = true;
   scale(run, gradients, coefs);
   gradients.expect_multiplied("in place", 0.37);
 }
@@ -98,6 +102,7 @@ void scale_into_targets(Run& run) {
     Gradients gradients(run, specs, {ordinary_value, true, targets});
     CudaCoefs coefs = {};
     coefs.value = coef;
+    coefs.is_float64 = true;
     scale(run, gradients, coefs);
     gradients.expect_multiplied("into targets, " + std::to_string(coef), coef);
     gradients.expect_unchanged("into targets");
