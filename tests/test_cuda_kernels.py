@@ -37,6 +37,7 @@ MANY = (
     *("clip_roots", "clip_float64", "clip_awkward_lengths", "norm_alone"),
     *("nonfinite_anywhere", "found_inf_anywhere", "count_not_clipped", "count_clipped"),
     *("scale_lists", "scale_per_tensor", "scale_into_targets", "clamp_lists"),
+    *("unscale_lists", "unscale_and_clamp_lists", "clip_in_steps"),
 )
 # Four seeds for four dtypes, or four lists.
 FEW = (
@@ -44,6 +45,7 @@ FEW = (
     *("rescue_extremes", "rescue_threshold", "scale_sources", "clamp_limits"),
     *("count_clamp", "count_clamp_of_few", "count_scale", "count_rescue"),
     *("table_clip", "capture_and_replay", "clip_close_to_one", "count_backwards"),
+    *("unscale_sources", "unscale_and_clamp_limits", "count_unscaled_clamp", "norm_of_a_total"),
 )
 # Little depends on an order of threads here.
 ONCE = (
@@ -52,7 +54,7 @@ ONCE = (
     *("found_inf_without_inf", "cooperative_refused", "launch_failures", "other_device"),
     "loaded_before_capture",
     *("machine_errors", "plan_chunk_sizes", "plan_slots", "plan_huge", "offsets_beyond_32_bits"),
-    *("table_lengths", "table_targets", "grid_sizes"),
+    *("table_lengths", "table_targets", "grid_sizes", "unscale_tables", "unscale_after_found_inf"),
 )
 SEEDS: dict[Build, dict[tuple[str, ...], int]] = {
     "plain": {MANY: 30, FEW: 4, ONCE: 2},

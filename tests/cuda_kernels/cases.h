@@ -19,6 +19,7 @@ void clip_close_to_one(Run& run);
 // norm_cases.cpp
 void norm_alone(Run& run);
 void norm_of_devices(Run& run);
+void norm_of_a_total(Run& run);
 void partials_in_order(Run& run);
 void norm_of_constants(Run& run);
 void norm_of_unlucky_vectors(Run& run);
@@ -46,6 +47,15 @@ void scale_lists(Run& run);
 void scale_per_tensor(Run& run);
 void scale_into_targets(Run& run);
 
+// unscale_cases.cpp
+void unscale_sources(Run& run);
+void unscale_lists(Run& run);
+void unscale_and_clamp_lists(Run& run);
+void unscale_and_clamp_limits(Run& run);
+void unscale_tables(Run& run);
+void unscale_after_found_inf(Run& run);
+void clip_in_steps(Run& run);
+
 // clamp_cases.cpp
 void clamp_lists(Run& run);
 void clamp_limits(Run& run);
@@ -55,6 +65,7 @@ void count_not_clipped(Run& run);
 void count_clipped(Run& run);
 void count_clamp(Run& run);
 void count_clamp_of_few(Run& run);
+void count_unscaled_clamp(Run& run);
 void count_scale(Run& run);
 void count_rescue(Run& run);
 void count_backwards(Run& run);

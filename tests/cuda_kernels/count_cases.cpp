@@ -77,6 +77,19 @@ void count_clamp_of_few(Run& run) {
   run.expect<int64_t>("bytes read", gradients.traffic().read, gradients.bytes());
 }
 
+// A multiple of all elements is written, in range or not; inv_scale of 1 makes none.
+void count_unscaled_clamp(Run& run) {
+  Gradients gradients(run, awkward_list(run).specs);
+  for (const double inv_scale : {0.5, 1.0}) {
+    const Numbers scalar(run, {inv_scale}, false);
+    const CudaClamp clamp = {4, static_cast<const float*>(scalar.data()), nullptr};
+    run.expect_success("clamp", cuda().clamp(gradients.list, clamp, 0, nullptr));
+    expect_launches(run, "clamp", 1);
+    expect_traffic(run, "inv_scale " + std::to_string(inv_scale), gradients, 1, inv_scale != 1);
+    gradients.restore();
+  }
+}
+
 void count_scale(Run& run) {
   Gradients gradients(run, awkward_list(run).specs);
   CudaCoefs coefs = {};

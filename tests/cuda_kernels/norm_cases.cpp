@@ -90,6 +90,34 @@ void norm_of_devices(Run& run) {
   expect_norm(run, "three devices", all, request, workspace.outcome());
 }
 
+// As the binding finishes a total that all ranks have added up: one double, and no gradients.
+void norm_of_a_total(Run& run) {
+  run.select(static_cast<int>(run.pick(kDevices)));
+  CudaList none = cuda().plan(nullptr, 0, nullptr);
+  none.groups = 1;
+  Request request;
+  request.has_sums = false;
+  request.has_inv_scale = true;
+  request.max_norm = 0.75;
+  uint64_t use = 0;
+  for (const double norm_type : kNormTypes) {
+    for (const double total : {0.0, 2.7, 1e-12, 1e100, kInf, kNan}) {
+      for (const double inv_scale : {1.0, 0x1p-16, -3.0, 0.0}) {
+        request.norm_type = norm_type;
+        request.inv_scale = inv_scale;
+        request.is_float64 = run.pick(2, ++use) != 0;
+        request.has_max_norm_tensor = run.pick(2, ++use) != 0;
+        const Workspace workspace(run, none, request);
+        workspace.sums().partials[0] = total;
+        run.expect_success("finish", cuda().finish(none, workspace.sums(), workspace.result(),
+                                                   run.device(), nullptr));
+        expect_norm(run, "a total of " + std::to_string(total), norm_of_total(total, norm_type),
+                    request, workspace.outcome());
+      }
+    }
+  }
+}
+
 // Partials of any number, in the order that the kernels keep to. Those of one thread alone as well:
 // with all, the roundings of a thread's additions are mostly lost in the total's.
 void partials_in_order(Run& run) {

@@ -112,6 +112,10 @@ Norm norm_of(const Gradients& gradients, double norm_type) {
   return norm;
 }
 
+Norm norm_of_total(long double total, double norm_type) {
+  return {{}, total, rooted(total, norm_type)};
+}
+
 // Float64 sums: a thread adds at most 64 numbers of a chunk and fewer than 64 results of other
 // threads and chunks, each with an error of 2^-53. Powers add log2 and exp2, of exponents below
 // 2^10: 2^-42.
@@ -156,17 +160,21 @@ bool should_write(const Outcome& outcome, const Request& request) {
 
 void expect_norm(Run& run, const std::string& list, const Gradients& gradients,
                  const Request& request, const Outcome& outcome) {
-  const Norm norm = norm_of(gradients, request.norm_type);
+  expect_norm(run, list, norm_of(gradients, request.norm_type), request, outcome);
+}
+
+void expect_norm(Run& run, const std::string& list, const Norm& wanted, const Request& request,
+                 const Outcome& outcome) {
   const long double scale =
       request.has_inv_scale ? std::fabs(static_cast<float>(request.inv_scale)) : 1;
   const double tolerance = sum_tolerance(request);
-  run.expect_near(list + ", total", outcome.total, norm.total, tolerance, false);
-  run.expect_near(list + ", total_norm", outcome.total_norm, norm.total_norm * scale,
+  run.expect_near(list + ", total", outcome.total, wanted.total, tolerance, false);
+  run.expect_near(list + ", total_norm", outcome.total_norm, wanted.total_norm * scale,
                   norm_tolerance(request), !request.is_float64);
   run.expect(list + ", clip_coef", outcome.clip_coef,
              coefficient(outcome.total_norm, request.max_norm, request.is_float64));
   for (size_t i = 0; i < outcome.sums.size(); ++i) {
-    run.expect_near(list + ", sum of tensor " + std::to_string(i), outcome.sums[i], norm.sums[i],
+    run.expect_near(list + ", sum of tensor " + std::to_string(i), outcome.sums[i], wanted.sums[i],
                     tolerance, false);
   }
 }

@@ -75,6 +75,8 @@ struct Norm {
   long double total_norm;  // without inv_scale
 };
 Norm norm_of(const Gradients& gradients, double norm_type);
+// Of a sum that is given.
+Norm norm_of_total(long double total, double norm_type);
 
 // The relative error that a norm may have before it is rounded to its dtype; that of a sum.
 double norm_tolerance(const Request& request);
@@ -90,6 +92,8 @@ bool should_write(const Outcome& outcome, const Request& request);
 // Sums, total, total_norm and clip_coef are right. `list` is what was asked for, in words.
 void expect_norm(Run& run, const std::string& list, const Gradients& gradients,
                  const Request& request, const Outcome& outcome);
+void expect_norm(Run& run, const std::string& list, const Norm& wanted, const Request& request,
+                 const Outcome& outcome);
 // And so is every gradient.
 void expect_clipped(Run& run, const std::string& list, const Gradients& gradients,
                     const Request& request, const Outcome& outcome);
