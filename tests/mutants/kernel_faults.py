@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CLIP = "csrc/cuda/clip.cu"
+FACTOR = "csrc/cuda/factor.cuh"
 NORM = "csrc/cuda/norm.cuh"
 REDUCE = "csrc/cuda/reduce.cuh"
 SCALE = "csrc/cuda/scale.cuh"
@@ -142,23 +143,23 @@ FAULTS = (
     ),
     KernelFault(
         "a coefficient a little below 1 is not applied",
-        NORM,
-        "!(clip_coef >= 1 && inv_scale == 1)",
-        "!(clip_coef >= T(0.999) && inv_scale == 1)",
+        FACTOR,
+        "!(coef >= 1 && scale == 1)",
+        "!(coef >= T(0.999) && scale == 1)",
         ("clip_close_to_one",),
     ),
     KernelFault(
         "a coefficient of 1 is written",
-        NORM,
-        "!(clip_coef >= 1 && inv_scale == 1)",
-        "!(clip_coef > 1 && inv_scale == 1)",
+        FACTOR,
+        "!(coef >= 1 && scale == 1)",
+        "!(coef > 1 && scale == 1)",
         ("count_not_clipped",),
     ),
     KernelFault(
         "a NaN coefficient is not written",
-        NORM,
-        "!(clip_coef >= 1 && inv_scale == 1)",
-        "(clip_coef < 1 || inv_scale != 1)",
+        FACTOR,
+        "!(coef >= 1 && scale == 1)",
+        "(coef < 1 || scale != 1)",
         ("nonfinite_anywhere",),
     ),
     KernelFault(
@@ -192,7 +193,7 @@ FAULTS = (
     KernelFault(
         "found_inf of before the call does not protect the gradients",
         NORM,
-        "if (norm.found_inf != nullptr && __ldcg(norm.found_inf) != 0)",
+        "if (is_set(norm.found_inf))",
         "if (norm.found_inf != nullptr && !isfinite(total))",
         ("found_inf_already",),
     ),
@@ -227,8 +228,8 @@ FAULTS = (
     KernelFault(
         "error_if_nonfinite changes the gradients",
         NORM,
-        " && !is_refused};",
-        "};",
+        "  if (result.error_if_nonfinite && !isfinite(total_norm)) factor.should_write = false;\n",
+        "",
         ("nonfinite_error",),
     ),
     KernelFault(
@@ -255,9 +256,132 @@ FAULTS = (
     KernelFault(
         "a coefficient that is not below 1 leaves targets unwritten",
         SCALE_KERNELS,
-        "shape.has_targets || !(coef >= 1)",
-        "!(coef >= 1)",
+        "shape.has_targets || factor.should_write",
+        "factor.should_write",
         ("scale_into_targets",),
+    ),
+    KernelFault(
+        "inv_scale alone is not applied",
+        FACTOR,
+        "!(coef >= 1 && scale == 1)",
+        "!(coef >= 1)",
+        ("unscale_lists", "inv_scale"),
+    ),
+    KernelFault(
+        "a coefficient times inv_scale is not rounded",
+        FACTOR,
+        "static_cast<double>(coef * scale)",
+        "static_cast<double>(coef) * static_cast<double>(scale)",
+        ("unscale_sources",),
+    ),
+    KernelFault(
+        "a scale forgets inv_scale",
+        SCALE_KERNELS,
+        "factor_of(coef_of<float>(coefs, tensor), coefs.inv_scale)",
+        "factor_of(coef_of<float>(coefs, tensor), nullptr)",
+        ("clip_in_steps",),
+    ),
+    KernelFault(
+        "a number is not rounded to the dtype of the product",
+        SCALE_KERNELS,
+        "    const Factor factor = coefs.is_float64\n",
+        "    const bool is_number = coefs.per_tensor == nullptr && coefs.clip_coef == nullptr &&\n"
+        "                           coefs.total_norm == nullptr;\n"
+        "    const Factor factor = coefs.is_float64 || is_number\n",
+        ("unscale_sources",),
+    ),
+    KernelFault(
+        "found_inf does not stop a scale",
+        SCALE_KERNELS,
+        "  if (!shape.has_targets && is_set(coefs.found_inf)) return;\n",
+        "",
+        ("unscale_after_found_inf",),
+    ),
+    KernelFault(
+        "found_inf leaves targets unwritten",
+        SCALE_KERNELS,
+        "if (!shape.has_targets && is_set(coefs.found_inf)) return;",
+        "if (is_set(coefs.found_inf)) return;",
+        ("unscale_after_found_inf",),
+    ),
+    KernelFault(
+        "found_inf does not stop a clamp",
+        SCALE_KERNELS,
+        "  if (is_set(clamp.found_inf)) return;\n  change_groups(",
+        "  change_groups(",
+        ("unscale_after_found_inf",),
+    ),
+    KernelFault(
+        "found_inf does not stop a clamp with inv_scale",
+        SCALE_KERNELS,
+        "  if (is_set(clamp.found_inf)) return;\n  const float",
+        "  const float",
+        ("unscale_after_found_inf",),
+    ),
+    KernelFault(
+        "a clamp goes without inv_scale",
+        SCALE_KERNELS,
+        "clamp.inv_scale == nullptr ? &clamp_kernel<Table>",
+        "clamp.inv_scale != nullptr ? &clamp_kernel<Table>",
+        ("unscale_and_clamp_lists",),
+    ),
+    KernelFault(
+        "found_inf counts where it is 1 alone",
+        FACTOR,
+        "__ldcg(found_inf) != 0;",
+        "__ldcg(found_inf) == 1;",
+        ("unscale_after_found_inf",),
+    ),
+    KernelFault(
+        "found_inf counts where it is 0",
+        FACTOR,
+        "found_inf != nullptr && __ldcg(found_inf) != 0;",
+        "found_inf != nullptr;",
+        ("unscale_tables",),
+    ),
+    KernelFault(
+        "a clamp forgets inv_scale",
+        SCALE_KERNELS,
+        "const float inv_scale = __ldcg(clamp.inv_scale);",
+        "const float inv_scale = 1;",
+        ("unscale_and_clamp_lists",),
+    ),
+    KernelFault(
+        "a clamp comes before the product",
+        SCALE,
+        "    multiply.template apply<T>(value);\n"
+        "    const bool is_out = clamp.template apply<T>(value);\n",
+        "    const bool is_out = clamp.template apply<T>(value);\n"
+        "    multiply.template apply<T>(value);\n",
+        ("unscale_and_clamp_limits",),
+    ),
+    KernelFault(
+        "a product within the limit is not written",
+        SCALE,
+        "return writes_all || is_out;",
+        "return is_out;",
+        ("unscale_and_clamp_lists",),
+    ),
+    KernelFault(
+        "a clamp with inv_scale of 1 writes all",
+        SCALE_KERNELS,
+        "{clamp.clip_value}, inv_scale != 1};",
+        "{clamp.clip_value}, true};",
+        ("count_unscaled_clamp",),
+    ),
+    KernelFault(
+        "a total is finished without inv_scale",
+        NORM,
+        "if (result.inv_scale != nullptr) value *=",
+        "if (result.inv_scale != nullptr && norm.sums != nullptr) value *=",
+        ("norm_of_a_total",),
+    ),
+    KernelFault(
+        "max_norm on the device does not count",
+        NORM,
+        "const T max_norm = result.max_norm_tensor != nullptr\n",
+        "const T max_norm = false\n",
+        ("norm_of_a_total",),
     ),
     KernelFault(
         "every part of a long table is the first",
