@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fastclip.backends import triton as backend
-from fastclip.backends.triton import call
+from fastclip.backends.triton import call, loading
 
 MULTIPROCESSORS = 132
 
@@ -47,9 +46,8 @@ def record(capability: int = 90) -> Recorder:
     driver = _driver(recorder, capability)
     triton.runtime.driver.set_active(driver)  # pyright: ignore[reportArgumentType]
     # The lists of CPU tensors are packed as for the interpreter, whose place the driver takes.
-    backend.is_interpreted = lambda: True
-    launches = __import__("fastclip.backends.triton.launches", fromlist=["launches"])
-    backend._load = lambda: (launches, ())
+    loading.is_interpreted = lambda: True
+    loading.import_reasons = lambda: ()
     properties = SimpleNamespace(warp_size=32, multi_processor_count=MULTIPROCESSORS)
     call._properties = lambda _: properties
     return recorder

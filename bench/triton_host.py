@@ -21,7 +21,8 @@ import torch
 from recorded_triton import Recorder, record
 
 import fastclip
-from fastclip.backends import native
+from fastclip.backends import extension
+from fastclip.backends.base import Reason, ReasonKind
 
 SIZES = (10, 100, 1000)
 ELEMENTS = 64
@@ -36,15 +37,16 @@ def parameters(size: int) -> list[torch.Tensor]:
 
 
 @contextmanager
-def packed_by(extension: bool) -> Iterator[None]:
+def packed_by(has_extension: bool) -> Iterator[None]:
     """Let lists be packed by the extension, or by torch's operations."""
-    packer = native.packer
-    if not extension:
-        native.packer = lambda: None
+    load = extension.load
+    if not has_extension:
+        missing = (Reason(ReasonKind.CALL, "fastclip._C is not built"),)
+        extension.load = lambda: missing
     try:
         yield
     finally:
-        native.packer = packer
+        extension.load = load
 
 
 def microseconds(call: Callable[[], object], rounds: int, recorder: Recorder) -> float:
@@ -65,16 +67,16 @@ def measure(rounds: int) -> list[dict[str, object]]:
     for size in SIZES:
         held = parameters(size)
         row: dict[str, object] = {"tensors": size}
-        for extension in (True, False):
-            if extension and native.packer() is None:
+        for has_extension in (True, False):
+            if has_extension and extension.load():
                 continue
-            with packed_by(extension):
+            with packed_by(has_extension):
                 clipper = fastclip.GradClipper(held, 1.0, backend="triton")
                 calls = {
                     "list": lambda held=held: fastclip.clip_grad_norm_(held, 1.0, backend="triton"),
                     "clipper": clipper.clip_,
                 }
-                by = "extension" if extension else "torch"
+                by = "extension" if has_extension else "torch"
                 for name, call in calls.items():
                     call()
                     row[f"{name}, packed by {by}, us"] = microseconds(call, rounds, recorder)

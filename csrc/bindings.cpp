@@ -1,166 +1,43 @@
-// The Python module fastclip._C: walk, check, pack, run the kernels, wrap the result.
-// With binding/*.h, which it alone includes, the only code that knows torch.
+// The Python module fastclip._C: the bound list, its errors, and what it can say of the machine.
+// With binding/**.h, which it alone includes, the only code that knows torch. They are one
+// translation unit because torch's headers take a compiler most of a minute.
 #include <torch/csrc/Exceptions.h>
 
-#include "binding/packed_list.h"
-#include "binding/parameter_list.h"
+#include "binding/grad_list.h"
 
 namespace fastclip {
 namespace {
 
 PyObject* unsupported_error = nullptr;
-PyObject* non_finite_error = nullptr;
 
 void translate_exception(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const Unsupported& error) {
-    PyErr_SetObject(unsupported_error, py::cast(error.reasons).ptr());
-  } catch (const NonFinite& error) {
-    PyErr_SetObject(non_finite_error, py::make_tuple(error.total_norm, error.positions).ptr());
+    py::list reasons;
+    for (const Reason& reason : error.reasons) {
+      reasons.append(py::make_tuple(static_cast<int>(reason.kind), reason.text));
+    }
+    PyErr_SetObject(unsupported_error, reasons.ptr());
   }
 }
 
-// A `.grad` may be a property that runs Python code, so the list is indexed afresh at each step.
-template <typename Add>
-void for_each_object(const py::list& objects, Collector* collector, Add add) {
-  const auto object_at = [&](size_t i) -> PyObject* {
-    const auto index = static_cast<Py_ssize_t>(i);
-    return index < PyList_GET_SIZE(objects.ptr()) ? PyList_GET_ITEM(objects.ptr(), index) : nullptr;
+// Python's collector must see the sources: a parameter may refer back to its GradClipper.
+void let_cycles_be_found(PyHeapTypeObject* heap_type) {
+  PyTypeObject* const type = &heap_type->ht_type;
+  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    if (!py::detail::is_holder_constructed(self)) return 0;
+    Py_VISIT(py::cast<GradList&>(py::handle(self)).sources().ptr());
+    return 0;
   };
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) {
-    collector->look_ahead(static_cast<size_t>(i), object_at);
-    const auto object = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(objects.ptr(), i));
-    add(object.ptr());
-  }
-}
-
-Gradients collect_parameters(const py::list& parameters, Use use, Takes takes = Takes::kNative) {
-  Collector collector(parameters.size(), use, takes);
-  for_each_object(parameters, &collector,
-                  [&](PyObject* object) { collector.add_parameter(object); });
-  return collector.finish_parameters();
-}
-
-Gradients collect_tensors(const py::list& tensors, Takes takes = Takes::kNative) {
-  Collector collector(tensors.size(), kReads, takes);
-  for_each_object(tensors, &collector, [&](PyObject* object) { collector.add_tensor(object); });
-  return collector.finish_tensors();
-}
-
-std::optional<at::Tensor> clip_grad_norm_(const py::list& parameters, const MaxNorm& max_norm,
-                                          double norm_type, bool error_if_nonfinite) {
-  check_norm_type(norm_type);
-  Gradients gradients = collect_parameters(parameters, kClips);
-  Clipped clipped{{norm_type, gradients.has_float64, error_if_nonfinite}, {}, {}, {}};
-  return clip(Operation{"clip_grad_norm_"}, gradients, max_norm, &clipped);
-}
-
-at::Tensor get_total_norm(const py::list& tensors, double norm_type, bool error_if_nonfinite,
-                          std::optional<at::ScalarType> dtype) {
-  check_norm_type(norm_type);
-  Gradients gradients = collect_tensors(tensors);
-  const bool is_float64 = dtype ? *dtype == at::kDouble : gradients.has_float64;
-  if (gradients.is_on_gpu) {
-    return norm_on_gpu(Operation{"get_total_norm"}, gradients,
-                       {norm_type, is_float64, error_if_nonfinite});
-  }
-  const KeepDenormals keep_denormals;
-  const Reduction reduction = reduce(gradients, norm_type, is_float64);
-  if (error_if_nonfinite) check_finite(gradients, reduction);
-  return norm_tensor(reduction.total_norm, is_float64);
-}
-
-// The coefficient of a norm that lies on the CPU.
-double coef_of(const at::Tensor& total_norm, double max_norm) {
-  const bool is_float64 = total_norm.scalar_type() == at::kDouble;
-  return clip_coefficient(total_norm.item<double>(), max_norm, is_float64);
-}
-
-// Returns whether there are gradients.
-bool clip_grads_with_norm_(const py::list& parameters, const MaxNorm& max_norm,
-                           const at::Tensor& total_norm) {
-  DType dtype;
-  const bool is_on_gpu = is_gpu_tensor(total_norm);
-  if ((!is_on_gpu && total_norm.key_set() != plain_cpu_keys()) || total_norm.dim() != 0 ||
-      !to_dtype(total_norm.scalar_type(), &dtype)) {
-    throw Unsupported{{"total_norm must be a plain 0-dim floating-point tensor"}};
-  }
-  const Gradients gradients = collect_parameters(parameters, kChanges);
-  const Limit limit = limit_of(max_norm, gradients);
-  const KeepDenormals keep_denormals;
-  if (gradients.is_on_gpu) {
-    scale_on_gpu(Operation{"clip_grads_with_norm_"}, gradients, limit,
-                 apart_from(gradients, total_norm), is_on_gpu);
-  } else if (!is_on_gpu) {
-    scale(gradients, coef_of(total_norm, limit.value));
-  } else if (!gradients.entries.empty()) {
-    throw Unsupported{{"total_norm is on a GPU and the gradients are on the CPU"}};
-  }
-  return !gradients.entries.empty();
-}
-
-// torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
-// negative and NaN bounds: those go to the reference backend.
-void check_clip_value(const Gradients& gradients, double clip_value) {
-  if (std::signbit(clip_value) || std::isnan(clip_value)) {
-    throw Unsupported{{"clip_value must not be negative or nan"}};
-  }
-  if (std::isinf(clip_value)) return;
-  for (const TensorEntry& entry : gradients.entries) {
-    if (c10::overflows<c10::Half, double>(clip_value) && entry.dtype == DType::kFloat16) {
-      throw Unsupported{{"clip_value does not fit float16"}};
+  type->tp_clear = [](PyObject* self) {
+    if (py::detail::is_holder_constructed(self)) {
+      py::cast<GradList&>(py::handle(self)).clear();
     }
-    if (c10::overflows<c10::BFloat16, double>(clip_value) && entry.dtype == DType::kBFloat16) {
-      throw Unsupported{{"clip_value does not fit bfloat16"}};
-    }
-    if (c10::overflows<float, double>(clip_value) && entry.dtype != DType::kFloat64) {
-      throw Unsupported{{"clip_value does not fit float32"}};
-    }
-  }
-}
-
-// Returns whether there are gradients.
-bool clip_grad_value_(const py::list& parameters, double clip_value) {
-  const Gradients gradients = collect_parameters(parameters, kChanges);
-  check_clip_value(gradients, clip_value);
-  if (gradients.is_on_gpu) {
-    clamp_on_gpu(Operation{"clip_grad_value_"}, gradients, clip_value);
-    return true;
-  }
-  bump_versions(gradients);
-  const WithoutGil without_gil(gradients);
-  clamp_entries(gradients.on_cpu.list, clip_value);
-  return !gradients.entries.empty();
-}
-
-// New tensors: tensors[i] * clip_coef, evaluated as the in-place scale evaluates it.
-std::vector<at::Tensor> scaled(const py::list& tensors, double clip_coef) {
-  const Gradients gradients = collect_tensors(tensors);
-  std::vector<at::Tensor> results;
-  std::vector<char*> targets;
-  for (c10::TensorImpl* const tensor : gradients.tensors) {
-    results.push_back(at::empty_like(owner_of(tensor)));
-    targets.push_back(static_cast<char*>(results.back().mutable_data_ptr()));
-  }
-  if (gradients.is_on_gpu) {
-    scale_on_gpu_into(Operation{"scaled"}, gradients, targets, clip_coef);
-    return results;
-  }
-  const WithoutGil without_gil(gradients);
-  scale_entries_into(gradients.on_cpu.list, targets, clip_coef);
-  return results;
-}
-
-Takes takes_of(bool is_interpreted) { return is_interpreted ? Takes::kCpu : Takes::kGpu; }
-
-PackedList pack_parameters(const py::list& parameters, bool is_interpreted, bool takes_norm) {
-  const Use use = takes_norm ? kClips : kChanges;
-  return PackedList(collect_parameters(parameters, use, takes_of(is_interpreted)));
-}
-
-PackedList pack_tensors(const py::list& tensors, bool is_interpreted) {
-  return PackedList(collect_tensors(tensors, takes_of(is_interpreted)));
+    return 0;
+  };
 }
 
 // Why the CUDA kernels cannot run on a device; nothing if they can.
@@ -171,8 +48,6 @@ std::vector<std::string> cuda_reasons(int device) {
   return reason.empty() ? std::vector<std::string>() : std::vector<std::string>{reason};
 }
 
-void fuse_clips(bool is_fused) { clip_mode() = is_fused ? CudaMode::kFused : CudaMode::kSplit; }
-
 std::vector<std::string> instruction_sets() {
   int size = 0;
   const ChunkKernels* const* tables = runnable_kernels(&size);
@@ -181,69 +56,145 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
+void set_instruction_set(const std::string& name) {
+  TORCH_CHECK_VALUE(select_kernels(name.c_str()), "instruction set \"", name,
+                    "\" is not one that this build and CPU can run");
+}
+
+using Optional = std::optional<at::Tensor>;
+
+// Reads a ClipRequest of fastclip/backends/request.py, which is a tuple. As separate arguments its
+// fields would cost a call 0.2 us.
+ClipRequest request_of(const py::tuple& fields) {
+  TORCH_CHECK_VALUE(fields.size() == 8, "GradList: request must be a ClipRequest");
+  const auto field = [&](size_t i) { return py::handle(PyTuple_GET_ITEM(fields.ptr(), i)); };
+  const auto tensor = [&](size_t i) {
+    return field(i).is_none() ? Optional() : field(i).cast<Optional>();
+  };
+  return {.max_norm = field(0).cast<MaxNorm>(),
+          .norm_type = field(1).cast<double>(),
+          .error_if_nonfinite = field(2).cast<bool>(),
+          .inv_scale = tensor(3),
+          .found_inf = tensor(4),
+          .writes = field(5).cast<bool>(),
+          .dtype = field(6).cast<std::optional<at::ScalarType>>()};
+}
+
+std::unique_ptr<Found> clip_and_keep(GradList& list, const py::tuple& request, bool is_fused) {
+  const CudaMode mode = is_fused ? CudaMode::kFused : CudaMode::kSplit;
+  return std::make_unique<Found>(list.clip(request_of(request), mode));
+}
+
+// The norm alone: to make a Python object of the rest takes 0.3 us.
+Optional clip(GradList& list, const py::tuple& request, bool is_fused) {
+  const CudaMode mode = is_fused ? CudaMode::kFused : CudaMode::kSplit;
+  return list.clip(request_of(request), mode).total_norm();
+}
+
+// total_norm and clip_coef of a total, which may be that of other lists as well.
+std::pair<at::Tensor, at::Tensor> finish(const at::Tensor& total, double norm_type,
+                                         at::ScalarType dtype, const MaxNorm& max_norm,
+                                         const Optional& inv_scale) {
+  check_norm_type(norm_type);
+  TORCH_CHECK_VALUE(total.dim() == 0 && total.scalar_type() == at::kDouble,
+                    "fastclip: total must be a 0-dim float64 tensor (got ", total.dim(),
+                    " dimensions of ", total.scalar_type(), ")");
+  const bool is_on_gpu = is_gpu_tensor(total);
+  if (!is_on_gpu && !is_plain_cpu_tensor(total)) {
+    throw Unsupported(ReasonKind::kCall, "total is on device " + total.device().str() +
+                                             " (supported: plain tensors on cpu and cuda)");
+  }
+  const c10::Device device =
+      is_on_gpu ? accelerator::device_of(total.unsafeGetTensorImpl()) : c10::Device(at::kCPU);
+  const KeepDenormals keep_denormals;
+  const NormOptions options{norm_type, dtype == at::kDouble};
+  const Finished finished =
+      finish_totals({scalar_of(total)}, device, options,
+                    {max_norm_of(max_norm, is_on_gpu), inv_scale_of(inv_scale)});
+  const Scalar& coef = finished.clip_coef;
+  return {finished.total_norm,
+          coef.is_on_gpu() ? coef.tensor : scalar_tensor(coef.value, options.is_float64)};
+}
+
+// Not a constructor: Python takes 0.1 us longer to call a class than a function.
+std::unique_ptr<GradList> gather(py::list sources, int kind, int takes) {
+  return std::make_unique<GradList>(std::move(sources), kind, takes);
+}
+
+// A property of a held list's packing.
+template <typename Get>
+auto packed(Get get) {
+  return [get](const GradList& list) { return (list.packing().*get)(); };
+}
+
+void bind_grad_list(py::module_& module) {
+  using torch::wrap_pybind_function;  // turns TORCH_WARN into Python warnings
+  const auto none = [](const char* name) { return py::arg(name).none(true); };
+  py::class_<GradList>(module, "GradList", py::module_local(),
+                       py::custom_type_setup(&let_cycles_be_found))
+      .def("hold", wrap_pybind_function(&GradList::hold), py::arg("takes_norm"))
+      .def("clip", wrap_pybind_function(&clip), py::arg("request"), py::arg("is_fused"))
+      .def("clip_and_keep", wrap_pybind_function(&clip_and_keep), py::arg("request"),
+           py::arg("is_fused"))
+      .def("reduce", wrap_pybind_function(&GradList::reduce), py::arg("norm_type"), none("dtype"),
+           none("found_inf"))
+      .def("scale", wrap_pybind_function(&GradList::scale), py::arg("by"), none("inv_scale"),
+           none("found_inf"))
+      .def("scale_by_norm", wrap_pybind_function(&GradList::scale_by_norm), py::arg("max_norm"),
+           py::arg("total_norm"), none("inv_scale"), none("found_inf"))
+      .def("scale_into", wrap_pybind_function(&GradList::scale_into), py::arg("targets"),
+           py::arg("by"), none("inv_scale"), none("found_inf"))
+      .def("clamp", wrap_pybind_function(&GradList::clamp), py::arg("clip_value"),
+           none("inv_scale"), none("found_inf"))
+      .def_property_readonly("size", packed(&Packing::size))
+      .def_property_readonly("device", packed(&Packing::device))
+      .def_property_readonly("chunk_size", packed(&Packing::chunk_size))
+      .def_property_readonly("groups", packed(&Packing::groups))
+      .def_property_readonly("mix", packed(&Packing::mix))
+      .def_property_readonly("has_float64", packed(&Packing::has_float64))
+      .def_property_readonly("places", packed(&Packing::places))
+      .def(
+          "holds",
+          [](const GradList& list, uint64_t address) { return list.packing().holds(address); },
+          py::arg("address"))
+      .def("write",
+           wrap_pybind_function([](const GradList& list, const at::Tensor& words,
+                                   const std::vector<int64_t>& fields,
+                                   const std::vector<uint64_t>& targets) {
+             list.packing().write(words, fields, targets);
+           }),
+           py::arg("words"), py::arg("fields"), py::arg("targets"))
+      .def("addresses_of",
+           wrap_pybind_function([](const GradList& list, const std::vector<at::Tensor>& targets) {
+             return list.packing().addresses_of(targets);
+           }),
+           py::arg("targets"))
+      .def("bump_versions", packed(&Packing::bump_versions));
+}
+
 }  // namespace
 }  // namespace fastclip
 
 PYBIND11_MODULE(_C, module) {
   using namespace fastclip;
-  using torch::wrap_pybind_function;  // turns TORCH_WARN into Python warnings
+  using torch::wrap_pybind_function;
   unsupported_error = PyErr_NewException("fastclip._C.UnsupportedError", nullptr, nullptr);
-  non_finite_error = PyErr_NewException("fastclip._C.NonFiniteError", nullptr, nullptr);
   module.attr("UnsupportedError") = py::handle(unsupported_error);
-  module.attr("NonFiniteError") = py::handle(non_finite_error);
   py::register_local_exception_translator(&translate_exception);
 
-  module.def("clip_grad_norm_", wrap_pybind_function(&clip_grad_norm_), py::arg("parameters"),
-             py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"));
-  module.def("get_total_norm", wrap_pybind_function(&get_total_norm), py::arg("tensors"),
-             py::arg("norm_type"), py::arg("error_if_nonfinite"), py::arg("dtype").none(true));
-  module.def("clip_grads_with_norm_", wrap_pybind_function(&clip_grads_with_norm_),
-             py::arg("parameters"), py::arg("max_norm"), py::arg("total_norm"));
-  module.def("clip_grad_value_", wrap_pybind_function(&clip_grad_value_), py::arg("parameters"),
-             py::arg("clip_value"));
-  module.def("scaled", wrap_pybind_function(&scaled), py::arg("tensors"), py::arg("clip_coef"));
+  py::class_<Found>(module, "Remains", py::module_local())
+      .def_property_readonly("total_norm", &Found::total_norm)
+      .def("clip_coef", wrap_pybind_function(&Found::clip_coef))
+      .def("sums", wrap_pybind_function(&Found::sums))
+      .def("norms", wrap_pybind_function(&Found::norms))
+      .def("is_capturing", wrap_pybind_function(&Found::is_capturing));
+  bind_grad_list(module);
 
-  py::class_<PackedList>(module, "PackedList", py::module_local())
-      .def_property_readonly("size", &PackedList::size)
-      .def_property_readonly("device", &PackedList::device)
-      .def_property_readonly("chunk_size", &PackedList::chunk_size)
-      .def_property_readonly("groups", &PackedList::groups)
-      .def_property_readonly("mix", &PackedList::mix)
-      .def_property_readonly("has_float64", &PackedList::has_float64)
-      .def_property_readonly("places", &PackedList::places)
-      .def_property_readonly("is_in_order", &PackedList::is_in_order)
-      .def("holds", &PackedList::holds, py::arg("address"))
-      .def("write", wrap_pybind_function(&PackedList::write), py::arg("words"), py::arg("fields"),
-           py::arg("targets"))
-      .def("bump_versions", &PackedList::bump);
-
-  py::class_<ParameterList>(module, "ParameterList", py::module_local(),
-                            py::custom_type_setup(&let_cycles_be_found))
-      .def(py::init<const py::list&>(), py::arg("parameters"))
-      .def("clip_grad_norm_", wrap_pybind_function(&ParameterList::clip_grad_norm_),
-           py::arg("max_norm"), py::arg("norm_type"), py::arg("error_if_nonfinite"))
-      .def("parameter_norms", wrap_pybind_function(&ParameterList::parameter_norms))
-      .def(
-          "pack",
-          [](const ParameterList& list, bool is_interpreted) {
-            return PackedList(list.collect(takes_of(is_interpreted)));
-          },
-          py::arg("is_interpreted"));
-
-  module.def("pack_parameters", wrap_pybind_function(&pack_parameters), py::arg("parameters"),
-             py::arg("is_interpreted"), py::arg("takes_norm"));
-  module.def("pack_tensors", wrap_pybind_function(&pack_tensors), py::arg("tensors"),
-             py::arg("is_interpreted"));
-
-  module.def("fuse_clips", &fuse_clips, py::arg("is_fused"));
+  module.def("gather", &gather, py::arg("sources"), py::arg("kind"), py::arg("takes"));
+  module.def("finish", wrap_pybind_function(&finish), py::arg("total"), py::arg("norm_type"),
+             py::arg("dtype"), py::arg("max_norm"), py::arg("inv_scale").none(true));
   module.def("cuda_reasons", wrap_pybind_function(&cuda_reasons), py::arg("device"));
   module.def("instruction_sets", &instruction_sets);
   module.def("instruction_set", [] { return std::string(active_kernels().name); });
-  module.def(
-      "set_instruction_set",
-      [](const std::string& name) {
-        TORCH_CHECK_VALUE(select_kernels(name.c_str()), "instruction set \"", name,
-                          "\" is not one that this build and CPU can run");
-      },
-      py::arg("name"));
+  module.def("set_instruction_set", &set_instruction_set, py::arg("name"));
 }

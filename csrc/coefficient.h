@@ -14,4 +14,11 @@ constexpr T clip_coefficient(T total_norm, T max_norm) {
   return clip_coef > T(1) ? T(1) : clip_coef;
 }
 
+// A coefficient times inv_scale, which is a float32: in float64, or rounded as a product of two
+// float32.
+constexpr double scaled_coefficient(double clip_coef, double inv_scale, bool is_wide) {
+  if (is_wide) return clip_coef * inv_scale;
+  return static_cast<float>(clip_coef) * static_cast<float>(inv_scale);
+}
+
 }  // namespace fastclip

@@ -1,51 +1,83 @@
-"""The compiled extension, built from csrc/bindings.cpp. Only backends/native.py imports it."""
+"""The compiled extension, built from csrc/bindings.cpp. Only backends/extension.py imports it.
+
+``inv_scale`` and ``found_inf``: see ``ClipRequest``.
+"""
 
 from torch import Tensor
 from torch import dtype as Dtype
 
+from .backends.request import ClipRequest
+
 class UnsupportedError(Exception):
-    """``args[0]``: list[str], every reason why the extension cannot run the call."""
+    """``args[0]``: list[tuple[int, str]]: the kind and the text of every reason."""
 
-class NonFiniteError(Exception):
-    """``args``: the total norm, and list[int], the positions of gradients that hold inf or nan."""
+class Remains:
+    """What a clip leaves behind: see ``backends.request.Remains``."""
 
-class ParameterList:
-    def __init__(self, parameters: list[Tensor]) -> None: ...
-    def clip_grad_norm_(
-        self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
-    ) -> Tensor | None: ...
-    def parameter_norms(self) -> Tensor: ...
-    def pack(self, is_interpreted: bool) -> PackedList: ...
+    total_norm: Tensor | None
+    def clip_coef(self) -> Tensor: ...
+    def sums(
+        self,
+    ) -> tuple[list[Tensor], Tensor, Tensor | None, float, Dtype, list[Tensor | None]]: ...
+    def norms(self) -> tuple[Tensor, Tensor | None] | None: ...
+    def is_capturing(self) -> bool: ...
 
-class PackedList:
+class GradList:
+    """See ``backends.base.GradList``; ``reduce()`` returns the arguments of ``Sums``."""
+
+    def hold(self, takes_norm: bool) -> GradList: ...
+    def clip(self, request: ClipRequest, is_fused: bool) -> Tensor | None: ...
+    def clip_and_keep(self, request: ClipRequest, is_fused: bool) -> Remains: ...
+    def reduce(
+        self, norm_type: float, dtype: Dtype | None, found_inf: Tensor | None
+    ) -> tuple[list[Tensor], Tensor, Tensor | None, float, Dtype, list[Tensor | None]]: ...
+    def scale(
+        self,
+        by: float | Tensor | list[Tensor],
+        inv_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> bool: ...
+    def scale_by_norm(
+        self,
+        max_norm: float | Tensor,
+        total_norm: Tensor,
+        inv_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> bool: ...
+    def scale_into(
+        self,
+        targets: list[Tensor],
+        by: float | Tensor | list[Tensor],
+        inv_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None: ...
+    def clamp(
+        self, clip_value: float, inv_scale: Tensor | None, found_inf: Tensor | None
+    ) -> bool: ...
+
+    # Of a held list on one device, for Triton's kernels, which Python launches.
     size: int
     device: int
     chunk_size: int
     groups: int
     mix: int
     has_float64: bool
-    places: list[int]
-    is_in_order: bool
+    places: Tensor | None
     def holds(self, address: int) -> bool: ...
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None: ...
+    def addresses_of(self, targets: list[Tensor]) -> list[int]: ...
     def bump_versions(self) -> None: ...
 
-def pack_parameters(
-    parameters: list[Tensor], is_interpreted: bool, takes_norm: bool
-) -> PackedList: ...
-def pack_tensors(tensors: list[Tensor], is_interpreted: bool) -> PackedList: ...
-def clip_grad_norm_(
-    parameters: list[Tensor], max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
-) -> Tensor | None: ...
-def get_total_norm(
-    tensors: list[Tensor], norm_type: float, error_if_nonfinite: bool, dtype: Dtype | None
-) -> Tensor: ...
-def clip_grads_with_norm_(
-    parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor
-) -> bool: ...
-def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> bool: ...
-def scaled(tensors: list[Tensor], clip_coef: float) -> list[Tensor]: ...
-def fuse_clips(is_fused: bool) -> None: ...
+def gather(sources: list[Tensor], kind: int, takes: int) -> GradList:
+    """Make a list; ``kind`` and ``takes`` are numbers of ``Kind`` and ``Takes``."""
+
+def finish(
+    total: Tensor,
+    norm_type: float,
+    dtype: Dtype,
+    max_norm: float | Tensor,
+    inv_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]: ...
 def cuda_reasons(device: int) -> list[str]: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...

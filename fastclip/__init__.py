@@ -5,6 +5,9 @@ from ._build import __version__ as __version__
 from ._build import build_info as build_info
 from .backends import backend_report as backend_report
 from .backends import instruction_set as instruction_set
+from .backends.base import UnsupportedError as UnsupportedError
+from .backends.clip_mode import clip_mode as clip_mode
+from .backends.clip_mode import set_clip_mode as set_clip_mode
 from .clip_grad import clip_grad_norm as clip_grad_norm
 from .clip_grad import clip_grad_norm_ as clip_grad_norm_
 from .clip_grad import clip_grad_value_ as clip_grad_value_

@@ -7,6 +7,7 @@ once), the README says so.
 
 from __future__ import annotations
 
+import math
 import types
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,16 @@ from torch import Tensor
 from typing_extensions import deprecated
 
 from .backends import REFERENCE, check_backend, dispatch, is_traced
-from .backends.base import NonFiniteError, nonfinite_message
+from .backends.base import Backend, NonFiniteError, nonfinite_message
+from .backends.request import (
+    PARAMETERS,
+    READ_ONLY,
+    Coefficient,
+    Norms,
+    clip_request,
+    number_of,
+    resolve,
+)
 
 Parameters = Tensor | Iterable[Tensor]
 
@@ -62,22 +72,19 @@ def clip_grad_norm_(
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters, warn_if_empty=True)
-    error_if_nonfinite = bool(error_if_nonfinite)
-    p = number_of(norm_type)
-    limit = _as_limit(max_norm)
+    request = clip_request(max_norm, norm_type, error_if_nonfinite)
+
+    def clip(b: Backend) -> Norms:
+        return b.gather(sources, PARAMETERS, foreach=foreach).clip(request)
+
     try:
         if is_traced("clip_grad_norm_", backend, foreach):
-            total_norm = REFERENCE.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach)
+            total_norm = clip(REFERENCE).total_norm
         else:
-            total_norm = dispatch(
-                "clip_grad_norm_",
-                backend,
-                foreach,
-                lambda b: b.clip_grad_norm_(sources, limit, p, error_if_nonfinite, foreach),
-            )
+            total_norm = dispatch("clip_grad_norm_", backend, foreach, clip).total_norm
     except NonFiniteError as error:
-        grads = [source.grad for source in sources]
-        raise RuntimeError(nonfinite_message(p, labels_of(grads, error.positions))) from None
+        labels = labels_of([source.grad for source in sources], error.positions)
+        raise RuntimeError(nonfinite_message(request.norm_type, labels)) from None
     if total_norm is not None:
         return total_norm
     if not torch.compiler.is_compiling():
@@ -121,26 +128,27 @@ def get_total_norm(
         ValueError: ``dtype`` or another argument is out of range.
     """
     sources = _as_list(tensors)
-    error_if_nonfinite = bool(error_if_nonfinite)
-    p = number_of(norm_type)
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(
             f"get_total_norm: dtype must be torch.float32, torch.float64 or None (got {dtype})"
         )
-    if not sources:
-        check_backend("get_total_norm", backend, foreach)
-        return torch.tensor(0.0, dtype=dtype)
+    request = clip_request(math.inf, norm_type, error_if_nonfinite, writes=False, dtype=dtype)
+
+    def find(b: Backend) -> Tensor | None:
+        return b.gather(sources, READ_ONLY, foreach=foreach).clip(request).total_norm
+
+    total_norm = None
     try:
-        if is_traced("get_total_norm", backend, foreach):
-            return REFERENCE.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype)
-        return dispatch(
-            "get_total_norm",
-            backend,
-            foreach,
-            lambda b: b.get_total_norm(sources, p, error_if_nonfinite, foreach, dtype),
-        )
+        if not sources:
+            check_backend("get_total_norm", backend, foreach)
+        elif is_traced("get_total_norm", backend, foreach):
+            total_norm = find(REFERENCE)
+        else:
+            total_norm = dispatch("get_total_norm", backend, foreach, find)
     except NonFiniteError as error:
-        raise RuntimeError(nonfinite_message(p, labels_of(sources, error.positions))) from None
+        labels = labels_of(sources, error.positions)
+        raise RuntimeError(nonfinite_message(request.norm_type, labels)) from None
+    return torch.tensor(0.0, dtype=dtype) if total_norm is None else total_norm
 
 
 def clip_grads_with_norm_(
@@ -170,20 +178,18 @@ def clip_grads_with_norm_(
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
     sources = _as_list(parameters, warn_if_empty=True)
-    limit = _as_limit(max_norm)
+    coefficient = Coefficient(resolve(max_norm), total_norm)
+
+    def scale(b: Backend) -> bool:
+        return b.gather(sources, PARAMETERS, foreach=foreach).scale(coefficient)
+
     if is_traced("clip_grads_with_norm_", backend, foreach):
-        REFERENCE.clip_grads_with_norm_(sources, limit, total_norm, foreach)
+        scale(REFERENCE)
         return
     if backend is not None and not (isinstance(total_norm, Tensor) and total_norm.dim() == 0):
         check_backend("clip_grads_with_norm_", backend, foreach)
         backend = REFERENCE.name  # raises torch's own error for it
-    has_gradients = dispatch(
-        "clip_grads_with_norm_",
-        backend,
-        foreach,
-        lambda b: b.clip_grads_with_norm_(sources, limit, total_norm, foreach),
-    )
-    if not has_gradients:
+    if not dispatch("clip_grads_with_norm_", backend, foreach, scale):
         _warn_if_no_parameters("clip_grads_with_norm_", sources)
 
 
@@ -216,16 +222,13 @@ def clip_grad_value_(
     """
     sources = _as_list(parameters, warn_if_empty=True)
     limit = number_of(clip_value)
+
+    def clamp(b: Backend) -> bool:
+        return b.gather(sources, PARAMETERS, foreach=foreach).clamp(limit)
+
     if is_traced("clip_grad_value_", backend, foreach):
-        REFERENCE.clip_grad_value_(sources, limit, foreach)
-        return
-    has_gradients = dispatch(
-        "clip_grad_value_",
-        backend,
-        foreach,
-        lambda b: b.clip_grad_value_(sources, limit, foreach),
-    )
-    if not has_gradients:
+        clamp(REFERENCE)
+    elif not dispatch("clip_grad_value_", backend, foreach, clamp):
         _warn_if_no_parameters("clip_grad_value_", sources)
 
 
@@ -260,6 +263,8 @@ def clip_grad_norm(
 
 def _as_list(tensors: Parameters, warn_if_empty: bool = False) -> list[Tensor]:
     """Walk ``tensors`` once. ``warn_if_empty``: warn at the user's line of an empty generator."""
+    if type(tensors) is list:
+        return tensors  # nobody here changes it: a copy would touch every tensor once more
     if isinstance(tensors, Tensor):
         return [tensors]
     walked = list(tensors)
@@ -289,22 +294,13 @@ def _is_no_parameter(source: Tensor) -> bool:
     return not source.requires_grad
 
 
-def _as_limit(max_norm: float | Tensor) -> float | Tensor:
-    """Keep a 0-dim tensor on another device as it is, so that nothing synchronises with it."""
-    if isinstance(max_norm, Tensor) and max_norm.dim() == 0 and not max_norm.is_cpu:
-        return max_norm
-    return number_of(max_norm)
-
-
-def number_of(value: float | Tensor) -> float:
-    """Convert what torch takes for a number: a number, a string, a tensor of one element."""
-    # float() of a tensor that requires grad warns.
-    return float(value.detach() if isinstance(value, Tensor) else value)
-
-
 def labels_of(grads: Sequence[Tensor | None], positions: Sequence[int]) -> list[str]:
     """Describe gradients by position and shape, for an error."""
-    return [label_of(str(position), grads[position]) for position in positions]
+    # The caller's list may have lost some since.
+    return [
+        label_of(str(position), grads[position] if position < len(grads) else None)
+        for position in positions
+    ]
 
 
 def label_of(name: str, grad: Tensor | None) -> str:

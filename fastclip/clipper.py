@@ -13,12 +13,13 @@ from .backends import REFERENCE, check_backend, dispatch
 from .backends.base import (
     NO_CLIP_YET,
     Backend,
+    GradList,
     NonFiniteError,
-    PreparedParameters,
     nonfinite_message,
     warn,
 )
-from .clip_grad import label_of, number_of
+from .backends.request import PARAMETERS, Norms, clip_request, number_of
+from .clip_grad import label_of
 
 NamedParameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -26,10 +27,10 @@ NamedParameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 class GradClipper:
     """Clip the gradients of a fixed set of parameters, call after call.
 
-    ``clip_()`` does what ``clip_grad_norm_(parameters, max_norm, ...)`` does, without walking a
-    Python list: the parameters are held in C++. ``.grad`` is read anew at each call, so gradients
-    may come and go, be replaced, frozen or set to None between calls. copy.deepcopy and pickle take
-    the parameters along: copy it together with the model, or the copy clips its own.
+    ``clip_()`` does what ``clip_grad_norm_(parameters, max_norm, ...)`` does, and keeps the norm of
+    each parameter. ``.grad`` is read anew at each call, so gradients may come and go, be replaced,
+    frozen or set to None between calls. copy.deepcopy and pickle take the parameters along: copy it
+    together with the model, or the copy clips its own.
 
     Args:
         parameters: tensors, or (name, tensor) pairs as ``model.named_parameters()`` gives them;
@@ -137,20 +138,20 @@ class GradClipper:
         return self._last.parameter_norms()
 
     def _clip_with(self, backend: Backend) -> Tensor:
-        prepared = self._prepared.get(backend.name)
-        if prepared is None:
-            prepared = self._prepared[backend.name] = backend.prepare(self._parameters)
+        grads = self._lists.get(backend.name)
+        if grads is None:
+            grads = self._lists[backend.name] = backend.gather(self._parameters, PARAMETERS)
+        request = clip_request(
+            self._max_norm, self.norm_type, self.error_if_nonfinite, keeps_norms=True
+        )
         try:
-            total_norm = prepared.clip_grad_norm_(
-                self._max_norm, number_of(self.norm_type), bool(self.error_if_nonfinite)
-            )
-        except NonFiniteError:
-            self._last = prepared  # it has seen the norms, and they say which one was not finite
+            norms = self._last = grads.clip(request)
+        except NonFiniteError as error:
+            self._last = error.norms  # they say which one was not finite
             raise
-        self._last = prepared
-        if total_norm is None or backend is REFERENCE:
-            self._warn_without_gradients(total_norm)
-        return torch.tensor(0.0) if total_norm is None else total_norm
+        if norms.total_norm is None or backend is REFERENCE:
+            self._warn_without_gradients(norms.total_norm)
+        return torch.tensor(0.0) if norms.total_norm is None else norms.total_norm
 
     def _warn_without_gradients(self, total_norm: Tensor | None) -> None:
         if self._has_warned or not self._parameters:
@@ -169,13 +170,13 @@ class GradClipper:
         )
 
     def _forget(self) -> None:
-        self._prepared: dict[str, PreparedParameters] = {}
-        self._last: PreparedParameters | None = None
+        self._lists: dict[str, GradList] = {}
+        self._last: Norms | None = None
         self._has_warned = False
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
-        del state["_prepared"], state["_last"], state["_has_warned"]
+        del state["_lists"], state["_last"], state["_has_warned"]
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:

@@ -159,7 +159,8 @@ Compiled by Triton {version} with the options of a launch, without a GPU; kernel
 what one has run. For AMD's it is compiled, not run. Of sm_90 every kernel is here with every kind
 of sum, of gfx942 the sums other than SUM_SQ for one dtype, and of the others the main kernels.
 "all" is one kernel for all four dtypes, "narrow" one for all but float64: of a list with float64
-the squares are summed by SUM_SQ_WIDE.
+the squares are summed by SUM_SQ_WIDE. "finds inf" is for a call with found_inf, "scales" for a
+clamp with inv_scale, which writes every element.
 
 Registers are a thread's. Spills are loads and stores of local memory in the machine code; on AMD
 they are vector registers spilled, and after a plus sign scalar ones, which go to lanes of vector

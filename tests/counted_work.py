@@ -110,12 +110,13 @@ def other_traffic(emulated: Emulated, counts: Sequence[int], resident: int) -> O
     """Return what follows from how a list is cut, without a table in device memory.
 
     Every block reads all partials once; the partials of each large tensor are read once more for
-    its sum. A group has a partial, a tensor a sum, and total_norm is one float32.
+    its sum. A group has a partial, a tensor a sum and the list a total; total_norm and clip_coef
+    are float32.
     """
     plan = emulated.plan(counts)
     grid = max(1, min(resident, plan.groups))
     chunks = sum(-(-n // plan.chunk_size) for n in counts if n >= SMALL)
-    return Other(8 * (grid * plan.groups + chunks), 8 * (plan.groups + len(counts)) + 4)
+    return Other(8 * (grid * plan.groups + chunks), 8 * (plan.groups + len(counts) + 1) + 8)
 
 
 def document(emulated: Emulated) -> str:

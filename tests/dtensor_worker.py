@@ -24,6 +24,7 @@ from sharded_clips import (
     in_two_calls,
     one_at_a_time,
 )
+from sharded_flags import check_operations, check_scales, check_sums
 from sharded_lists import Case, Parameters, cases, local_of, shard_model, small_model, with_plain
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -287,11 +288,16 @@ def main() -> None:
     check_without_a_say(line)
     check_clipper_warning(line)
     check_training()
+    check_operations(line)
     for name, case in known.items():
         if case.ranks == world_size:
             check_case(name, case)
+            check_scales(case)
+            check_sums(case)
             if name in ("fsdp2 on 2", "fsdp2 on 3", "fsdp2 + tp on 2 x 2"):
                 check_case(f"{name}, with plain tensors", with_plain(case))
+                check_scales(with_plain(case))
+                check_sums(with_plain(case))
     dist.barrier()  # nobody closes a connection that another rank still reads
     dist.destroy_process_group()
 

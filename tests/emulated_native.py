@@ -24,7 +24,8 @@ from source_tree import ROOT
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from fastclip.backends import native
+from fastclip.backends import extension
+from fastclip.backends.clip_mode import set_clip_mode
 
 HERE = Path(__file__).resolve().parent / "emulated"
 CPU = -1
@@ -79,7 +80,11 @@ class Emulated:
     def reset(self) -> None:
         """Forget all placements, launches, reports and settings."""
         self._library.emulated_reset()
-        self.module.fuse_clips(False)
+        self.fuse_clips(False)
+
+    def fuse_clips(self, is_fused: bool) -> None:
+        """Let clips be launched as one kernel, or as two."""
+        set_clip_mode("fused" if is_fused else "split")
 
     def machine(
         self,
@@ -256,7 +261,8 @@ def in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulated]:
     """Let the native backend run on the emulator; nothing may be wrong at the end."""
     emulated = build()
     emulated.reset()
-    monkeypatch.setattr(native, "_load", lambda: (emulated.module, ()))
+    monkeypatch.setattr(extension, "load", lambda: ())
+    monkeypatch.setattr(extension, "binding", emulated.module)
     yield emulated
     assert emulated.reports == []
     assert emulated.last_error == 0

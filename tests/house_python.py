@@ -23,11 +23,12 @@ RANK = {
 }
 # These use the public names alone, and no room imports them; their parts begin with an underscore.
 PROGRAMS = ("fastclip.__main__", "fastclip.cli", "fastclip.doctor", "fastclip.demo")
+BACKENDS = ("fastclip.backends.native", "fastclip.backends.reference", "fastclip.backends.triton")
 # What Python itself gives every module.
 DUNDERS = {"__file__", "__name__"}
 # The one module, with its own parts, that may import each of these.
 ONLY_IN = {
-    "fastclip._C": "fastclip.backends.native",
+    "fastclip._C": "fastclip.backends.extension",
     "triton": "fastclip.backends.triton",
     "torch.library": "fastclip.ops",
 }
@@ -96,6 +97,20 @@ def wrong_imports(sources: Mapping[str, str]) -> list[str]:
             else:
                 allowed = not is_program(target) and rank(target) <= rank(module)
             if not allowed:
+                wrong.append(f"{module} -> {target}")
+    return wrong
+
+
+def wrong_backends(sources: Mapping[str, str]) -> list[str]:
+    """List the imports of one backend from another, as "importer -> imported"."""
+    wrong = []
+    for module in sources:
+        room = ".".join(module.split(".")[:3])
+        if room not in BACKENDS:
+            continue
+        for target in imports(module, sources):
+            other = ".".join(target.split(".")[:3])
+            if other == "fastclip.backends" or (other in BACKENDS and other != room):
                 wrong.append(f"{module} -> {target}")
     return wrong
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType as Function
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -33,6 +34,15 @@ def why_not_interpreted() -> str | None:
     if not reasons:
         return None
     return f"the backend triton cannot be interpreted here: {'; '.join(reasons)}"
+
+
+def pack_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Triton's lists be packed as where there is no extension; other backends keep theirs."""
+    from fastclip.backends.base import Reason, ReasonKind
+    from fastclip.backends.triton import packing
+
+    missing = (Reason(ReasonKind.CALL, "fastclip._C is not built"),)
+    monkeypatch.setattr(packing, "extension", SimpleNamespace(load=lambda: missing))
 
 
 class _PatchOnce:

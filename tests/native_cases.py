@@ -34,7 +34,7 @@ CHUNK_SIZE = 1 << 14
 """kMinChunkSize of csrc/tensor_list.h: what lists below 2^28 elements are cut into."""
 
 SPAN_BYTES = 1 << 19
-"""kSpanCost of csrc/binding/engine.h: about what a thread takes at a time."""
+"""kSpanCost of csrc/cpu_engine.h: about what a thread takes at a time."""
 
 # Around a vector of each instruction set, a block, a chunk and several chunks.
 SIZES = (

@@ -24,8 +24,8 @@ def _stub_signature(node: ast.FunctionDef) -> str:
     given = [arg for arg in node.args.args if arg.arg != "self"]
     typed = [f"{arg.arg}: {ast.unparse(arg.annotation)}" for arg in given if arg.annotation]
     returns = ast.unparse(node.returns) if node.returns else "?"
-    # pybind11 writes a py::list as "list", whatever it holds.
-    arguments = re.sub(r"\blist\[\w+\]", "list", ", ".join(typed))
+    # pybind11 writes a py::list as "list", whatever it holds, and a named tuple as any other.
+    arguments = re.sub(r"\blist\[\w+\]", "list", ", ".join(typed)).replace("ClipRequest", "tuple")
     return f"({arguments}) -> {returns}".replace("Dtype", "dtype")
 
 
@@ -58,5 +58,7 @@ def _binding_signature(function: object) -> str:
     signature = re.sub(r"Optional\[(.*?)\]", r"\1 | None", signature)
     signature = re.sub(r"typing\.SupportsFloat( \| typing\.SupportsIndex)?", "float", signature)
     signature = re.sub(r"typing\.SupportsInt( \| typing\.SupportsIndex)?", "int", signature)
-    signature = re.sub(r"(collections\.abc\.Sequence|list)\[int\]", "list", signature)
-    return re.sub(r"\b(torch|typing|fastclip\._C)\.", "", signature)
+    signature = re.sub(r"\b(torch|typing|fastclip\._C)\.", "", signature)
+    given, arrow, returned = signature.partition(" -> ")
+    given = re.sub(r"(collections\.abc\.Sequence|list)\[\w+\]", "list", given)
+    return given + arrow + returned

@@ -9,7 +9,7 @@ import torch
 
 import fastclip
 from fastclip import _build, doctor
-from fastclip.backends import base, native
+from fastclip.backends import base, extension
 
 RECORD = {
     "mode": "cpu",
@@ -148,13 +148,13 @@ def test_an_extension_for_another_torch_is_told_at_the_first_clip(
     record.write_text(json.dumps(RECORD))
     monkeypatch.setattr(metadata, "distribution", lambda name: Installed(None))
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    native._load.cache_clear()
+    extension.load.cache_clear()
     base.warn_once.cache_clear()
     p = torch.zeros(2, requires_grad=True)
     p.grad = torch.tensor([3.0, 4.0])
     with pytest.warns(RuntimeWarning) as caught:
         assert fastclip.clip_grad_norm_([p], 9.0) == fastclip.clip_grad_norm_([p], 9.0) == 5
-    native._load.cache_clear()
+    extension.load.cache_clear()
     (warning,) = caught
     assert str(warning.message).startswith(
         "fastclip: fastclip._C was built against torch 2.13.0+cpu and torch 2.99.0 is running; "

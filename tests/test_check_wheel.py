@@ -10,7 +10,7 @@ import pytest
 from source_tree import check_wheel
 
 import fastclip
-from fastclip.backends import native
+from fastclip.backends import extension
 from fastclip.doctor import Diagnosis, examine
 
 
@@ -51,7 +51,7 @@ def test_the_extension_itself_is_asked_for_cuda_kernels() -> None:
     reasons = importlib.import_module("fastclip._C").cuda_reasons(0)
     kernels_are_there = fastclip.build_info()["cuda"] is not None
     assert (check_wheel.judge_kernels(reasons) == []) is kernels_are_there
-    assert check_wheel.judge_kernels([native.NO_KERNELS]) == [
+    assert check_wheel.judge_kernels([extension.NO_KERNELS]) == [
         "the extension says: fastclip._C has no CUDA kernels"
     ]
 

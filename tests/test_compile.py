@@ -12,7 +12,9 @@ from samples import gradient, parameters
 from torch import Tensor
 
 import fastclip
-from fastclip.backends import native
+from fastclip.backends import base, extension
+
+NOT_BUILT = (base.Reason(base.ReasonKind.CALL, "fastclip._C is not built"),)
 
 OUTSIDE = 0
 """Nodes of the graphs that are left where nothing of a clip is traced."""
@@ -118,7 +120,7 @@ def test_kernels_break_the_graph_and_run_outside_it(
     if fastclip.backend_report()[backend]:
         pytest.skip(f"needs the backend {backend}")
     if backend != name:
-        monkeypatch.setattr(native, "packer", lambda: None)
+        monkeypatch.setattr(extension, "load", lambda: NOT_BUILT)
     graphs: list[int] = []
 
     def count(module: torch.fx.GraphModule, _: object) -> Callable[..., object]:

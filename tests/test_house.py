@@ -2,9 +2,12 @@
 
 import ast
 import importlib
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from house_python import (
     private_names,
     python_sources,
     unplaced,
+    wrong_backends,
     wrong_imports,
 )
 from mutants import faults, kernel_faults, triton_faults
@@ -41,7 +45,7 @@ def test_imports_go_one_way() -> None:
     ("module", "line", "wrong"),
     [
         ("fastclip.clipper", "from . import _C", "fastclip._C"),
-        ("fastclip.backends.base", "from .._C import scaled", "fastclip._C"),
+        ("fastclip.backends.base", "from .._C import gather", "fastclip._C"),
         ("fastclip.clip_grad", "def f():\n    import fastclip._C", "fastclip._C"),
         ("fastclip.clip_grad", "importlib.import_module('fastclip._C')", "fastclip._C"),
         ("fastclip.backends.base", "from ..clip_grad import clip_grad_norm_", "fastclip.clip_grad"),
@@ -58,6 +62,21 @@ def test_imports_go_one_way() -> None:
 )
 def test_an_import_the_wrong_way_is_seen(module: str, line: str, wrong: str) -> None:
     assert wrong_imports({**python_sources(), module: line}) == [f"{module} -> {wrong}"]
+
+
+def test_no_backend_imports_another() -> None:
+    sources = python_sources()
+    assert wrong_backends(sources) == []
+    for module, line, target in (
+        ("fastclip.backends.native", "from . import reference", "fastclip.backends.reference"),
+        (
+            "fastclip.backends.triton.packing",
+            "from ..reference.norms import total_norm",
+            "fastclip.backends.reference.norms",
+        ),
+        ("fastclip.backends.reference.backend", "from .. import NATIVE", "fastclip.backends"),
+    ):
+        assert wrong_backends({**sources, module: line}) == [f"{module} -> {target}"]
 
 
 def test_an_import_cycle_is_seen() -> None:
@@ -182,3 +201,30 @@ def test_the_documents_count_the_planted_faults() -> None:
     assert f"{on_gpu} in the CUDA sources" in readme and f"{on_gpu} planted faults found" in readme
     assert f"of {on_gpu} faults planted" in kernels
     assert f"{len(triton_faults.FAULTS)} in the Triton kernels" in readme
+
+
+@pytest.mark.slow
+def test_calls_of_kernels_are_typed(tmp_path: Path) -> None:
+    """The extension and Triton's launches are no ``ModuleType``, of which every call is right."""
+    pytest.importorskip("pyright")
+    lines = {
+        "extension.binding.gather(3, 0, 0)": "reportArgumentType",
+        "extension.binding.gather([], 0, 0).clip(1.0, False)": "reportArgumentType",
+        "extension.binding.no_such_function()": "reportAttributeAccessIssue",
+        "NATIVE.gather([], PARAMETERS)._list.clamp('1', None, None)": "reportArgumentType",
+        "loading.launches_on(device).clamp(1, 2, 3, 4)": "reportArgumentType",
+        "loading.launches_on(device).no_such_launch()": "reportAttributeAccessIssue",
+    }
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        "import torch\n"
+        "from fastclip.backends import NATIVE, extension\n"
+        "from fastclip.backends.request import PARAMETERS\n"
+        "from fastclip.backends.triton import loading\n"
+        "device = torch.device('cpu')\n" + "".join(f"{line}\n" for line in lines)
+    )
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    done = subprocess.run([*command, planted], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    by_line = {item["range"]["start"]["line"] - 5: item["rule"] for item in found[::-1]}
+    assert by_line == dict(enumerate(lines.values())), done.stdout

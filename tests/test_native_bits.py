@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+import native_calls
 import pytest
 import torch
 from native_cases import (
@@ -96,7 +97,7 @@ def test_same_bits_of_the_norm_of_any_values_for_each_instruction_set(dtype: tor
             norms = set()
             for name in INSTRUCTION_SETS:
                 with using(name):
-                    norm = _C.get_total_norm([values], norm_type, False, torch.float64)
+                    norm = native_calls.get_total_norm([values], norm_type, False, torch.float64)
                     norms.add(norm.item())
             assert len(norms) == 1, norms
 
@@ -110,7 +111,7 @@ def test_same_bits_of_short_norms_for_each_instruction_set(dtype: torch.dtype) -
         with using(name):
             norms.append(
                 [
-                    _C.get_total_norm([tensor], norm_type, False, torch.float64).item()
+                    native_calls.get_total_norm([tensor], norm_type, False, torch.float64).item()
                     for tensor in tensors
                     for norm_type in NORM_TYPES
                 ]

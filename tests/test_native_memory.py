@@ -4,10 +4,10 @@ import math
 import os
 import signal
 
+import native_calls
 import pytest
 import torch
 from native_cases import (
-    _C,
     CHUNK_SIZE,
     DTYPES,
     INSTRUCTION_SETS,
@@ -28,8 +28,8 @@ GUARDED_SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 
 # Each case runs in a child: what a write to a read-only page does is end the process.
 READ_ONLY = """
 import mmap, os, sys, tempfile, warnings
-import torch
-from fastclip import _C
+import native_calls, torch
+from fastclip import GradClipper
 warnings.simplefilter("ignore")  # a buffer that is not writable, a fork beside idle threads
 torch.set_num_threads(1)  # its threads would not survive the fork
 
@@ -47,11 +47,11 @@ def read_only(dtype):
 NORM = torch.tensor(64.0)
 # A limit at which nothing need be written, one at which something must, and the call.
 CALLS = {
-    "norm": (1e6, 1.0, lambda p, limit: _C.clip_grad_norm_([p], limit, 2.0, False)),
-    "prepared": (1e6, 1.0, lambda p, limit: _C.ParameterList([p]).clip_grad_norm_(limit, 2, False)),
+    "norm": (1e6, 1.0, lambda p, limit: native_calls.clip_grad_norm_([p], limit, 2.0, False)),
+    "prepared": (1e6, 1.0, lambda p, limit: GradClipper([p], limit, backend="native").clip_()),
     # 1 / 64 * 64 is exactly 1, and 64 + 1e-6 is 64 in float32.
-    "known": (64.0, 63.9, lambda p, limit: _C.clip_grads_with_norm_([p], limit, NORM)),
-    "value": (0.5, 0.49, lambda p, limit: _C.clip_grad_value_([p], limit)),
+    "known": (64.0, 63.9, lambda p, limit: native_calls.clip_grads_with_norm_([p], limit, NORM)),
+    "value": (0.5, 0.49, lambda p, limit: native_calls.clip_grad_value_([p], limit)),
 }
 for name in sys.argv[1:]:
     for call, (idle, due, clip) in CALLS.items():
@@ -67,7 +67,7 @@ for name in sys.argv[1:]:
 
 FENCED = """
 import ctypes, mmap, sys
-import torch
+import native_calls, torch
 from fastclip import _C
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
@@ -86,9 +86,9 @@ for name in _C.instruction_sets():
                 parameter = torch.empty((), dtype=dtype).expand(count)
                 parameter.grad = gradient
                 for norm_type in (1.0, 2.0, 3.0, float("inf")):
-                    _C.clip_grad_norm_([parameter], 1e-2, norm_type, False)
-                _C.clip_grad_value_([parameter], 1e-9)
-                _C.scaled([gradient], 0.5)
+                    native_calls.clip_grad_norm_([parameter], 1e-2, norm_type, False)
+                native_calls.clip_grad_value_([parameter], 1e-9)
+                native_calls.scaled([gradient], 0.5)
 if sys.argv[2:] == ["beyond"]:
     ctypes.c_char.from_address(start + 2 * PAGE).value
 print("done", flush=True)
@@ -138,13 +138,13 @@ def check_guards(dtype: torch.dtype, offset: int) -> None:
         views[-1].copy_(random_tensor(size, dtype))
     before = [view.clone() for view in views]
     parameters = parameters_of(views)
-    total_norm = _C.clip_grad_norm_(parameters, 0.5, 2.0, False)
+    total_norm = native_calls.clip_grad_norm_(parameters, 0.5, 2.0, False)
     assert total_norm is not None
     assert math.isfinite(total_norm.item())
     for view, original in zip(views, before, strict=True):
         assert same_bits(view, scaled(original, 0.5, total_norm))
     clipped = [view.clone() for view in views]
-    _C.clip_grad_value_(parameters, 0.01)
+    native_calls.clip_grad_value_(parameters, 0.01)
     for buffer, view, original in zip(buffers, views, clipped, strict=True):
         assert same_bits(view, original.clamp(-0.01, 0.01))
         view.fill_(math.nan)
@@ -184,14 +184,14 @@ def test_clamp_finds_one_value_out_of_range_anywhere(dtype: torch.dtype) -> None
         expected = gradient.clone()
         gradient[position] = -2.0
         expected[position] = -1.0
-        _C.clip_grad_value_(parameters_of([gradient]), 1.0)
+        native_calls.clip_grad_value_(parameters_of([gradient]), 1.0)
         assert same_bits(gradient, expected)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_a_norm_that_is_not_finite_is_written(norm: float) -> None:
     parameters = parameters_of([torch.tensor([1.0, -2.0])])
-    _C.clip_grads_with_norm_(parameters, 1.0, torch.tensor(norm))
+    native_calls.clip_grads_with_norm_(parameters, 1.0, torch.tensor(norm))
     expected = torch.tensor([1.0, -2.0]) * (1.0 / (torch.tensor(norm) + 1e-6))
     assert same_bits(gradient_of(parameters[0]), expected)
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
+import native_calls
 import pytest
 import torch
-from native_cases import _C, DTYPES, Computed, gradient_of, parameters_of, random_tensor
+from native_cases import DTYPES, Computed, gradient_of, parameters_of, random_tensor
 from torch import Tensor
 
 import fastclip
@@ -41,7 +42,7 @@ def test_what_a_grad_property_raises_arrives_before_any_write() -> None:
 
     first = SimpleNamespace(grad=torch.tensor([3.0, 4.0]))
     with pytest.raises(KeyError, match="no gradient today"):
-        _C.clip_grad_norm_(cast("list[Tensor]", [first, Computed(fail)]), 0.5, 2.0, False)
+        native_calls.clip_grad_norm_(cast("list[Tensor]", [first, Computed(fail)]), 0.5, 2.0, False)
     assert first.grad.tolist() == [3.0, 4.0]
 
 
@@ -54,7 +55,7 @@ def test_a_grad_property_may_shrink_the_list_and_drop_its_gradient() -> None:
 
     objects += [Computed(empty_the_list), Computed(lambda: torch.ones(5))]
     parameters = cast("list[Tensor]", objects)
-    total_norm = _C.clip_grad_norm_(parameters, 0.5, 2.0, False)
+    total_norm = native_calls.clip_grad_norm_(parameters, 0.5, 2.0, False)
     assert total_norm is not None
     assert total_norm.item() == 5.0
 

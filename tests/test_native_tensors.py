@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 
+import native_calls
 import oracle
 import pytest
 import torch
 from native_cases import (
-    _C,
     DTYPES,
     parameters_of,
     random_tensor,
@@ -178,7 +178,7 @@ def test_a_norm_leaves_copy_on_write_tensors_lazy() -> None:
     original = random_tensor(33, torch.float32)
     lazy = torch.ops.aten._lazy_clone(original)
     fastclip.get_total_norm([lazy], backend="native")
-    _C.scaled([lazy], 0.5)
+    native_calls.scaled([lazy], 0.5)
     assert torch._C._is_cow_tensor(lazy)  # pyright: ignore[reportAttributeAccessIssue]
 
 

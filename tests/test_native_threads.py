@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import native_calls
 import oracle
 import pytest
 import torch
 from native_cases import (
-    _C,
     CHUNK_SIZE,
     gradient_of,
     parameters_of,
@@ -90,12 +90,15 @@ keeps the GIL gives it no turn, however often it is made."""
 @pytest.mark.parametrize(
     ("call", "size"),
     [
-        (lambda p, g: _C.clip_grad_norm_(p, 1e9, SLOW_NORM_TYPE, False), 3_000_000),
-        (lambda p, g: _C.get_total_norm(g, SLOW_NORM_TYPE, False, None), 3_000_000),
-        (lambda p, g: _C.ParameterList(p).clip_grad_norm_(1e9, SLOW_NORM_TYPE, False), 3_000_000),
-        (lambda p, g: _C.clip_grads_with_norm_(p, 1.0, torch.tensor(2.0)), LARGE),
-        (lambda p, g: _C.clip_grad_value_(p, 0.25), LARGE),
-        (lambda p, g: _C.scaled(g, 0.5), LARGE),
+        (lambda p, g: native_calls.clip_grad_norm_(p, 1e9, SLOW_NORM_TYPE, False), 3_000_000),
+        (lambda p, g: native_calls.get_total_norm(g, SLOW_NORM_TYPE, False, None), 3_000_000),
+        (
+            lambda p, g: fastclip.GradClipper(p, 1e9, SLOW_NORM_TYPE, backend="native").clip_(),
+            3_000_000,
+        ),
+        (lambda p, g: native_calls.clip_grads_with_norm_(p, 1.0, torch.tensor(2.0)), LARGE),
+        (lambda p, g: native_calls.clip_grad_value_(p, 0.25), LARGE),
+        (lambda p, g: native_calls.scaled(g, 0.5), LARGE),
     ],
     ids=["clip", "norm", "prepared", "scale", "clamp", "scaled"],
 )
@@ -126,10 +129,10 @@ def test_a_short_list_keeps_the_gil_unless_its_powers_are_slow() -> None:
     with using_threads(1), counting() as count:
         before = count[0]
         for _ in range(1000):
-            results.append(_C.clip_grad_norm_(parameters, 1e9, 2.0, False))
+            results.append(native_calls.clip_grad_norm_(parameters, 1e9, 2.0, False))
         kept = count[0] - before
         for _ in range(30):
-            results.append(_C.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False))
+            results.append(native_calls.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False))
         released = count[0] - before
     assert kept == 0
     assert released >= 4
@@ -203,7 +206,7 @@ def test_a_gradient_dropped_during_a_call_stays_alive_until_it_ends() -> None:
     parameters = cast("list[Tensor]", [parameter, Last()])
 
     def clip() -> None:
-        total_norm = _C.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False)
+        total_norm = native_calls.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False)
         assert total_norm is not None
         assert dropped.is_set(), "the gradient was to be dropped while the call ran"
         assert oracle.is_norm(total_norm.item(), expected, torch.float32)

@@ -9,13 +9,15 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from reference_calls import clamp_, scale_, tensor_norms, total_norm
 from samples import gradient, parameters, peak_growth, sparse_gradient
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import fastclip
-from fastclip.backends import reference, upcast
+from fastclip.backends.reference import upcast
+from fastclip.backends.tensors import clip_coefficient, unique_gradients
 
 MEMORY_LIMIT = 256 * 2**20
 SUMMED_NORM_TYPES = (2.0, 1.0, math.inf, 3.5)
@@ -76,7 +78,7 @@ def test_norm_of_every_kind_of_tensor(kind: str, norm_type: float) -> None:
     tensor = (KINDS | READ_ONLY_KINDS)[kind]()
     others = [gradient(10, torch.float32), gradient(70_000, torch.float32)]
     plain = tensor.a if isinstance(tensor, TwoTensor) else tensor
-    actual = reference.total_norm([*others, tensor], norm_type)
+    actual = total_norm([*others, tensor], norm_type)
     assert_norm(actual, [*others, plain], norm_type)
 
 
@@ -86,12 +88,12 @@ def test_scale_of_every_kind_of_tensor(kind: str) -> None:
     tensor = KINDS[kind]()
     plain = tensor.a if isinstance(tensor, TwoTensor) else tensor
     before = oracle.values_of(plain).copy()
-    reference.scale_([torch.ones(3), tensor], torch.tensor(0.25))
+    scale_([torch.ones(3), tensor], torch.tensor(0.25))
     assert tensor.layout == KINDS[kind]().layout
     assert type(tensor) is type(KINDS[kind]())
     assert oracle.equal(plain, before / 4)
     assert tensor._version > 0
-    reference.scale_([tensor], torch.tensor(1.0))
+    scale_([tensor], torch.tensor(1.0))
     assert oracle.equal(plain, before / 4)
 
 
@@ -117,26 +119,26 @@ def test_every_way_of_slicing_gives_the_norm(
     for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.complex64):
         grads = [gradient(size, dtype, size) for size in sizes]
         grads += [gradient((9, 10), dtype)[:, ::3], gradient((30, 41), dtype).t()]
-        assert_norm(reference.total_norm(grads, norm_type), grads, norm_type)
-        for norm, grad in zip(reference.tensor_norms(grads, norm_type), grads, strict=True):
+        assert_norm(total_norm(grads, norm_type), grads, norm_type)
+        for norm, grad in zip(tensor_norms(grads, norm_type), grads, strict=True):
             assert_norm(norm, [grad], norm_type)
 
 
 def test_meta_tensors_stay_on_meta() -> None:
     grads = [torch.ones(3, device="meta"), torch.ones(2, device="meta", dtype=torch.bfloat16)]
-    norm = reference.total_norm(grads, 2.0)
+    norm = total_norm(grads, 2.0)
     assert (norm.device.type, norm.dtype) == ("meta", torch.float32)
-    reference.scale_(grads, reference.clip_coefficient(1.0, norm))
-    reference.clamp_(grads, 1.0)
-    assert len(reference.unique_gradients(grads)) == 2
+    scale_(grads, clip_coefficient(1.0, norm))
+    clamp_(grads, 1.0)
+    assert len(unique_gradients(grads)) == 2
 
 
 def test_fake_tensors_are_never_read() -> None:
     with FakeTensorMode():
         grads = [torch.ones(3), torch.ones(2, dtype=torch.float16)]
-        norm = reference.total_norm(reference.unique_gradients(grads), 2.0)
-        reference.scale_(grads, reference.clip_coefficient(1.0, norm))
-        reference.clamp_(grads, 1.0)
+        norm = total_norm(unique_gradients(grads), 2.0)
+        scale_(grads, clip_coefficient(1.0, norm))
+        clamp_(grads, 1.0)
     assert (norm.shape, norm.dtype) == ((), torch.float32)
 
 
@@ -144,9 +146,9 @@ def test_under_vmap_each_sample_has_its_norm() -> None:
     samples = gradient((5, 3, 4), torch.float32)
 
     def clipped(sample: Tensor) -> tuple[Tensor, Tensor]:
-        grads = reference.unique_gradients([sample.clone()])
-        norm = reference.total_norm(grads, 2.0)
-        reference.scale_(grads, reference.clip_coefficient(1.0, norm))
+        grads = unique_gradients([sample.clone()])
+        norm = total_norm(grads, 2.0)
+        scale_(grads, clip_coefficient(1.0, norm))
         return grads[0], norm
 
     scaled, norms = torch.vmap(clipped)(samples)
@@ -173,21 +175,21 @@ def test_norm_of_a_large_tensor_takes_little_memory(make: Callable[[], Tensor]) 
     grad = make()
     # Megabytes of slack: the allocator keeps freed blocks, and its own tables grow.
     limit = MEMORY_LIMIT + 8 * 2**20
-    assert peak_growth(lambda: reference.total_norm([grad], 2.0)) <= limit
-    assert reference.total_norm([grad], 2.0).item() == np.float32(math.sqrt(grad.numel()))
+    assert peak_growth(lambda: total_norm([grad], 2.0)) <= limit
+    assert total_norm([grad], 2.0).item() == np.float32(math.sqrt(grad.numel()))
 
 
 def test_views_of_one_address_and_strides_but_other_shapes_are_two_gradients() -> None:
     base = torch.ones(4, 4)
     rows, columns = base[:2, :3], base[:3, :2]
     assert rows.stride() == columns.stride()
-    assert len(reference.unique_gradients([rows, columns, base[:2, :3]])) == 2
+    assert len(unique_gradients([rows, columns, base[:2, :3]])) == 2
     held = parameters([rows, columns])
     assert fastclip.clip_grad_norm_(held, 1.0).item() == pytest.approx(12**0.5)
 
 
 def test_default_device_is_not_where_slices_go() -> None:
     grad = gradient(70, torch.float32)
-    expected = reference.total_norm([grad], 2.0)
+    expected = total_norm([grad], 2.0)
     with torch.device("meta"):
-        assert torch.equal(reference.total_norm([grad], 2.0), expected)
+        assert torch.equal(total_norm([grad], 2.0), expected)

@@ -1,11 +1,14 @@
 """The Triton kernels in Triton's interpreter: every access, every form, every order of programs.
 
-The mirror's own tests run over them too (the fixture "backend").
+The mirror's own tests run over them too (the fixture "backend"); tests/test_triton_operations.py
+has every operation with ``inv_scale`` and ``found_inf``.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import oracle
 import pytest
@@ -15,11 +18,14 @@ from torch import Tensor
 from triton_arena import Arena, watched
 
 import fastclip
+from fastclip.backends import TRITON
 from fastclip.backends.clip_mode import FUSED, SPLIT, set_clip_mode
-from fastclip.backends.triton.call import Call
-from fastclip.backends.triton.device import words
-from fastclip.backends.triton.device.reduce import SUM_SQ
-from fastclip.backends.triton.packing import PackedList, pack_parameters
+from fastclip.backends.request import PARAMETERS, READ_ONLY, ClipRequest
+from fastclip.backends.triton.arguments import Multiplier, Scalars
+from fastclip.backends.triton.packing import PackedList, pack_of
+
+if TYPE_CHECKING:
+    from fastclip.backends.triton.launches import Launches
 
 NORM_TYPES = (2.0, 1.0, math.inf, 3.0, 0.5)
 # Around vectors, small tensors, batches of 8 and of 1 blocks, chunks of 16 Ki elements.
@@ -37,16 +43,16 @@ def mode_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_mode, "_state", dict(clip_mode._state))
 
 
-def launches() -> ModuleType:
-    """Return the module that launches the kernels: it imports triton."""
-    from fastclip.backends.triton import launches
+def launches() -> Launches:
+    """Return what launches the kernels: it imports triton."""
+    from fastclip.backends.triton.launches import Launches
 
-    return launches
+    return Launches(torch.device("cpu"))
 
 
 def packed(held: list[Tensor]) -> PackedList:
     """Pack the gradients of parameters."""
-    return pack_parameters(held, True, takes_norm=True)
+    return pack_of(held, PARAMETERS, True)(True)
 
 
 def mixed_gradients(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Tensor]:
@@ -172,9 +178,8 @@ def test_found_inf_is_set_and_nothing_written(mode: str, bad: float | None, posi
         held = parameters(copies(grads))
         found_inf = torch.tensor(already)
         inv_scale = torch.tensor(inverse)
-        norm = launches().clip(
-            packed(held), 0.5, 2.0, False, found_inf=found_inf, inv_scale=inv_scale
-        )
+        request = ClipRequest(0.5, 2.0, found_inf=found_inf, inv_scale=inv_scale)
+        norm = TRITON.gather(held, PARAMETERS).clip(request)
         assert found_inf.item() == (1.0 if bad is not None else already)
         if bad is not None or already:
             for p, grad in zip(held, grads, strict=True):
@@ -183,6 +188,7 @@ def test_found_inf_is_set_and_nothing_written(mode: str, bad: float | None, posi
         else:
             scaled = [grad.double() * inverse for grad in grads]
             total_norm = norm.total_norm
+            assert total_norm is not None
             assert oracle.is_norm(total_norm.item(), oracle.total_norm(scaled, 2.0), torch.float32)
             coef = torch.tensor(oracle.clip_coef(0.5, total_norm)).float() * inverse
             for p, grad in zip(held, grads, strict=True):
@@ -194,9 +200,11 @@ def test_an_overflow_of_powers_is_no_inf() -> None:
     grads = [torch.full((5000,), 1e38), torch.full((9,), 1e38)]
     held = parameters(copies(grads))
     found_inf = torch.tensor(0.0)
-    norm = launches().clip(packed(held), 0.5, 10.0, False, found_inf=found_inf)
+    request = ClipRequest(0.5, 10.0, found_inf=found_inf, keeps_norms=True)
+    norm = TRITON.gather(held, PARAMETERS).clip(request)
+    assert norm.total_norm is not None
     assert norm.total_norm.isinf() and found_inf.item() == 0.0
-    assert norm.sums.isinf().all()
+    assert norm.sums.parts[0].isinf().all()
 
 
 def test_a_norm_within_a_gradient_is_read_before_that_is_written() -> None:
@@ -212,14 +220,10 @@ def test_a_norm_within_a_gradient_is_read_before_that_is_written() -> None:
 def test_the_sum_before_the_root_and_the_coefficient_are_written(mode: str) -> None:
     set_clip_mode(mode)
     grads = narrow_gradients()
-    call = Call(packed(parameters(grads)))
-    total, coef = torch.zeros((), dtype=torch.float64), torch.zeros(())
-    call.point(words.TOTAL, total)
-    call.point(words.CLIP_COEF, coef)
-    call.set_number(words.MAX_NORM, 1e9)
-    norm = launches()._point_at_results(call, 2.0, False).total_norm
-    call.upload()
-    launches()._launch_clip(call, SUM_SQ.value, 0)
+    request = ClipRequest(1e9, 2.0, keeps_norms=True)
+    found = TRITON.gather(parameters(grads), PARAMETERS).clip(request)
+    total, coef, norm = found.sums.total, found.clip_coef, found.total_norm
+    assert norm is not None
     assert oracle.is_norm(math.sqrt(total), oracle.total_norm(grads, 2.0), torch.float32)
     assert math.sqrt(total) != norm.item()  # not rounded
     assert coef.item() == oracle.clip_coef(1e9, norm) == 1.0
@@ -229,11 +233,15 @@ def test_the_sum_before_the_root_and_the_coefficient_are_written(mode: str) -> N
 def test_a_limit_in_memory(dtype: torch.dtype) -> None:
     grads = mixed_gradients() if dtype == torch.float64 else narrow_gradients()
     held = parameters(copies(grads))
-    norm = launches().clip(packed(held), torch.tensor(0.5, dtype=torch.float64), 2.0, False)
-    assert_clipped(held, grads, 0.5, norm.total_norm)
+    # A list would read a tensor on the CPU at once.
+    limit = torch.tensor(0.5, dtype=torch.float64)
+    norm = launches().clip(packed(held), ClipRequest(limit, 2.0)).total_norm
+    assert norm is not None and norm.dtype == dtype
+    assert_clipped(held, grads, 0.5, norm)
     again = parameters(copies(grads))
-    launches().scale(packed(again), norm.total_norm, torch.tensor(0.5))
-    assert_clipped(again, grads, 0.5, norm.total_norm)
+    by = Multiplier(total_norm=norm, max_norm=torch.tensor(0.5), is_float64=dtype == torch.float64)
+    launches().scale(packed(again), by, Scalars(None, None), is_checked=False)
+    assert_clipped(again, grads, 0.5, norm)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
@@ -242,7 +250,7 @@ def test_a_coefficient_for_each_tensor(dtype: torch.dtype) -> None:
     coefs = torch.tensor([0.5, 1.0, math.nan, 2.0, 0.3] * 3, dtype=dtype)
     arena = Arena(grads)
     with watched(arena):
-        launches().scale_by(packed(parameters(arena.tensors)), coefs)
+        TRITON.gather(parameters(arena.tensors), PARAMETERS).scale([coefs])
     for i, (grad, coef) in enumerate(zip(grads, coefs.tolist(), strict=True)):
         if coef >= 1:
             assert arena.counts(i) == ((set(), set()) if not grad.numel() else ({0}, {0}))
@@ -257,17 +265,17 @@ def test_scaled_into_other_tensors(coef: float, shifts: tuple[int, ...]) -> None
     grads = mixed_gradients(dtypes)
     sources, targets = Arena(grads), Arena([torch.zeros_like(grad) for grad in grads], shifts)
     with watched(sources), watched(targets):
-        launches().scale_into(packed(parameters(sources.tensors)), targets.tensors, coef)
+        TRITON.gather(parameters(sources.tensors), PARAMETERS).scale_into(targets.tensors, coef)
     for source, target, grad in zip(sources.tensors, targets.tensors, grads, strict=True):
         assert oracle.equal(source, oracle.values_of(grad))
         assert oracle.equal(target, oracle.scaled(grad, coef))
 
 
-def test_scaled_returns_new_tensors() -> None:
-    from fastclip.backends import TRITON
-
+def test_scaled_into_new_tensors() -> None:
     grads = [gradient((37, 41), torch.float32).t(), *narrow_gradients()]
-    for grad, result in zip(grads, TRITON.scaled(grads, 0.5), strict=True):
+    results = [torch.empty_like(grad) for grad in grads]
+    TRITON.gather(grads, READ_ONLY).scale_into(results, 0.5)
+    for grad, result in zip(grads, results, strict=True):
         assert result.stride() == grad.stride()
         assert oracle.equal(result, oracle.scaled(grad, 0.5))
 

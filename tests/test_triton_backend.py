@@ -11,28 +11,32 @@ from typing import cast
 import oracle
 import pytest
 import torch
+from interpreted_triton import pack_by_torch
 from samples import assert_clipped, assert_scaled, copies, gradient, parameter, parameters
 from torch import Tensor
 
 import fastclip
 from fastclip import backends
-from fastclip.backends import base, native, triton
-from fastclip.backends.triton import TritonBackend
-from fastclip.backends.triton.call import LaunchError, first_line_of, is_passing
-from fastclip.backends.triton.packing import PackedList
+from fastclip.backends import base
+from fastclip.backends.base import Reason, ReasonKind, RefusedError
+from fastclip.backends.request import NOT_KEPT, Norms
+from fastclip.backends.triton import TritonBackend, loading
+from fastclip.backends.triton.answers import Answers, LaunchError
+
+GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture
 def not_interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the backend see itself as users do."""
     monkeypatch.delenv("TRITON_INTERPRET")
-    triton._import.cache_clear()
+    loading._import_reasons.cache_clear()
     yield
-    triton._import.cache_clear()
+    loading._import_reasons.cache_clear()
 
 
 def has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "_has_gpu", lambda: True)
+    monkeypatch.setattr(loading, "_has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
 
@@ -40,7 +44,7 @@ def has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cpu_gradients_are_refused_before_triton_is_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton, "_load", lambda: pytest.fail("triton was imported"))
+    monkeypatch.setattr(loading, "import_reasons", lambda: pytest.fail("triton was imported"))
     assert TritonBackend().unavailable_reasons("cpu") == ["device cpu (supported: cuda)"]
     held = parameters([torch.ones(3)])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked for a GPU"))
@@ -58,7 +62,7 @@ def test_parameters_that_are_no_tensors(monkeypatch: pytest.MonkeyPatch, grad: T
     wanted = math.sqrt(grad._nnz() if grad.is_sparse else grad.numel())
     for has_extension in (True, False):
         if not has_extension:
-            monkeypatch.setattr(native, "packer", lambda: None)
+            pack_by_torch(monkeypatch)
         assert fastclip.clip_grad_norm_(held, 9.0).item() == pytest.approx(wanted)
         with pytest.raises(RuntimeError, match='backend "triton" cannot run this'):
             fastclip.clip_grad_norm_(held, 9.0, backend="triton")
@@ -113,8 +117,9 @@ def test_something_else_named_triton_is_told(
 @pytest.mark.usefixtures("not_interpreted")
 def test_a_missing_triton_makes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="2.3"))
-    with pytest.raises(base.UnsupportedError) as caught:
-        triton._launches(cast(PackedList, SimpleNamespace(device=0)))
+    with pytest.raises(RefusedError) as caught:
+        loading.launches_on(GPU)
+    assert [reason.kind for reason in caught.value.reasons] == [ReasonKind.DEVICE]
     instead = "CUDA gradients are clipped with torch operations"
     reason = "triton 2.3 is too old (supported: 3.6 and later)"
     assert caught.value.warning == f"fastclip: {instead}: {reason}"
@@ -130,16 +135,10 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
         if outcome is not None:
             raise outcome
 
-    launches = SimpleNamespace(
-        check=check,
-        is_capturing=lambda _: False,
-        device_of=lambda packed: packed.device,
-        is_passing=is_passing,
-        first_line_of=first_line_of,
-    )
-    monkeypatch.setattr(triton, "_load", lambda: (launches, ()))
-    monkeypatch.setattr(triton, "_usable", set())
-    monkeypatch.setattr(triton, "_reasons", {})
+    monkeypatch.setattr("fastclip.backends.triton.launches.check", check)
+    monkeypatch.setattr(loading, "import_reasons", lambda: ())
+    monkeypatch.setattr(loading, "is_capturing", lambda _: False)
+    monkeypatch.setattr(loading, "ANSWERS", Answers())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     has_gpu(monkeypatch)
     return outcomes
@@ -206,26 +205,47 @@ def test_a_gpu_that_may_run_later_is_asked_again(
 
 def test_a_gpu_that_triton_cannot_run_on_makes_a_warning(checks: list[Exception | None]) -> None:
     checks.append(NO_COMPILER)
-    packed = cast(PackedList, SimpleNamespace(device=0))
     for _ in range(2):
-        with pytest.raises(base.UnsupportedError) as caught:
-            triton._launches(packed)
-        assert caught.value.reasons == [CANNOT_RUN]
+        with pytest.raises(RefusedError) as caught:
+            loading.launches_on(GPU)
+        assert caught.value.reasons == [Reason(ReasonKind.DEVICE, CANNOT_RUN)]
         warning = f"fastclip: CUDA gradients are clipped with torch operations: {CANNOT_RUN}"
         assert caught.value.warning == warning
 
 
+def test_a_gpu_is_not_asked_while_a_graph_is_captured(
+    checks: list[Exception | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks.append(None)
+    monkeypatch.setattr(loading, "is_capturing", lambda device: device == GPU)
+    with pytest.raises(RuntimeError, match="must be called once before a CUDA graph is captured"):
+        loading.launches_on(GPU)
+    loading.gpu_reasons()
+    assert loading.launches_on(GPU).is_capturing is not None and checks == []
+
+
+def tried(name: str | None, foreach: bool | None) -> list[str]:
+    """Return the backends that a call tries, if all of them refuse."""
+    names: list[str] = []
+
+    def refuse(backend: base.Backend) -> None:
+        names.append(backend.name)
+        raise RefusedError([Reason(ReasonKind.CALL, "no kernels")])
+
+    with pytest.raises((RefusedError, base.UnsupportedError)):
+        backends.dispatch("clip_grad_norm_", name, foreach, refuse)
+    return names
+
+
 def test_interpreted_kernels_are_for_those_who_name_them() -> None:
-    names = [backend.name for backend in backends._candidates(None, None)]
-    assert names == ["native", "reference"]
-    assert [backend.name for backend in backends._candidates("triton", None)] == ["triton"]
+    assert tried(None, None) == ["native", "reference"]
+    assert tried("triton", None) == ["triton"]
 
 
 @pytest.mark.usefixtures("not_interpreted")
 def test_triton_is_chosen_between_native_and_reference() -> None:
-    names = [backend.name for backend in backends._candidates(None, None)]
-    assert names == ["native", "triton", "reference"]
-    assert [backend.name for backend in backends._candidates(None, False)] == ["reference"]
+    assert tried(None, None) == ["native", "triton", "reference"]
+    assert tried(None, False) == ["reference"]
 
 
 def test_foreach_false_contradicts_it() -> None:
@@ -236,16 +256,17 @@ def test_foreach_false_contradicts_it() -> None:
 @pytest.mark.usefixtures("not_interpreted")
 def test_a_fallback_is_told_only_where_torch_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(warning: str) -> Callable[..., None]:
-        def raise_error(*_: object) -> None:
-            raise base.UnsupportedError(["no kernels"], warning)
+        def raise_error(*_: object, foreach: bool | None) -> None:
+            raise RefusedError([Reason(ReasonKind.DEVICE, "no kernels")], warning)
 
         return raise_error
 
     held = parameters([torch.ones(3)])
-    monkeypatch.setattr(backends.NATIVE, "clip_grad_norm_", refuse("native cannot"))
-    monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", lambda *_: torch.tensor(7.0))
+    found = SimpleNamespace(clip=lambda _: Norms(torch.tensor(7.0), NOT_KEPT))
+    monkeypatch.setattr(backends.NATIVE, "gather", refuse("native cannot"))
+    monkeypatch.setattr(backends.TRITON, "gather", lambda *_, foreach: found)
     assert fastclip.clip_grad_norm_(held, 1.0) == 7.0
-    monkeypatch.setattr(backends.TRITON, "clip_grad_norm_", refuse("nor can Triton"))
+    monkeypatch.setattr(backends.TRITON, "gather", refuse("nor can Triton"))
     base.warn_once.cache_clear()
     with pytest.warns(RuntimeWarning) as caught:
         fastclip.clip_grad_norm_(held, 1.0)
@@ -317,7 +338,7 @@ def test_the_default_device_and_dtype_change_no_norm_of_gradients(
     monkeypatch: pytest.MonkeyPatch, has_extension: bool
 ) -> None:
     if not has_extension:
-        monkeypatch.setattr(native, "packer", lambda: None)
+        pack_by_torch(monkeypatch)
     grads = [gradient(5000, torch.float32), gradient(20, torch.float32)]
     held = parameters([grads[0].clone(), None, grads[1].clone()])
     torch.set_default_dtype(torch.float64)

@@ -10,7 +10,8 @@ from torch import Tensor
 from triton_arena import Arena, watched
 
 import fastclip
-from fastclip.backends.triton.packing import pack_tensors
+from fastclip.backends import TRITON
+from fastclip.backends.request import READ_ONLY
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -30,9 +31,8 @@ LOPSIDED = (1.0, *3 * (float.fromhex("0x1.fcp-13"),))
 
 def sums(tensors: list[Tensor], norm_type: float = 2.0) -> list[float]:
     """Return for each tensor, of a norm in float32, what the kernels summed up."""
-    from fastclip.backends.triton import launches
-
-    return launches.take_norm(pack_tensors(tensors, True), norm_type, False).sums.tolist()
+    found = TRITON.gather(tensors, READ_ONLY).reduce(norm_type, dtype=torch.float32)
+    return found.parts[0].tolist()
 
 
 def with_one(value: float, background: Tensor) -> list[Tensor]:
@@ -115,12 +115,9 @@ def test_a_clamp_keeps_nan(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shifts", ((0,), (4, 8)))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_nan_reaches_a_target(dtype: torch.dtype, shifts: tuple[int, ...]) -> None:
-    from fastclip.backends.triton import launches
-
     grads = [torch.full((size,), math.nan, dtype=dtype) for size in (5, 1100, 4099)]
     sources = Arena(grads, (2 * dtype.itemsize,))
     targets = Arena([torch.full_like(grad, -77.0) for grad in grads], shifts)
     with watched(sources), watched(targets):
-        packed = pack_tensors(sources.tensors, True)
-        launches.scale_into(packed, targets.tensors, 0.5)
+        TRITON.gather(sources.tensors, READ_ONLY).scale_into(targets.tensors, 0.5)
     assert all(bool(target.isnan().all()) for target in targets.tensors)

@@ -48,7 +48,7 @@ def kernels(launches: list[dict[str, object]]) -> list[object]:
 def test_every_variant_passes_tritons_front_end() -> None:
     found = json.loads(run(str(FRONT_END)))
     assert found["refused"] == {}
-    assert found["variants"] == 1 + 5 + 5 * (3 + 5 * 5)
+    assert found["variants"] == 1 + 5 + 5 * (4 + 5 * 5)
 
 
 def test_nothing_is_compiled_again_for_another_list() -> None:
@@ -120,6 +120,38 @@ def test_a_captured_clip_carries_its_words_in_arguments() -> None:
     writes = ["write_words_kernel"] * 5
     assert kernels(forms()["auto, captured"]) == [*writes, *SPLIT]
     assert kernels(forms()["fused, captured"]) == [*writes, "clip_kernel"]
+
+
+def test_what_each_operation_launches() -> None:
+    found: dict[str, list[str]] = json.loads(run(str(WORKER), "operations"))
+    check = "reduce_kernel"  # of maxima, for found_inf
+    writes = "write_words_kernel"
+    assert found == {
+        "clip": SPLIT,
+        "clip without writes": ["reduce_kernel", "finish_kernel"],
+        "reduce": ["reduce_kernel", "finish_kernel"],
+        "finish": ["finish_kernel"],
+        "scale": ["scale_kernel"],
+        "scale by each": ["scale_kernel"],
+        "scale by a norm": ["scale_kernel"],
+        "scale into": ["scale_into_kernel"],
+        "clamp": ["clamp_kernel"],
+        "unscale and clamp": ["clamp_kernel"],
+        "held, scale into": ["scale_into_kernel"],
+        "held, scale": ["scale_kernel"],
+        "held, scale again": [check, "scale_kernel"],
+        "held, another flag": [check, "clamp_kernel"],
+        "held, clamp": ["clamp_kernel"],
+        "not held, scale into": [check, "scale_into_kernel"],
+        "not held, scale": [check, "scale_kernel"],
+        "not held, scale again": [check, "scale_kernel"],
+        "not held, another flag": [check, "clamp_kernel"],
+        "not held, clamp": [check, "clamp_kernel"],
+        "fused clip": ["clip_kernel"],
+        "fused mode, no writes": ["reduce_kernel", "finish_kernel"],
+        "captured finish": [writes, "finish_kernel"],
+        "captured scale": [writes, check, "scale_kernel"],
+    }
 
 
 def test_the_words_in_arguments_are_those_of_the_list() -> None:

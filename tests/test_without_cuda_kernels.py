@@ -11,7 +11,8 @@ from source_tree import cuda
 
 import fastclip
 from fastclip import BuildInfo, doctor
-from fastclip.backends import base, native
+from fastclip.backends import base, extension
+from fastclip.backends.base import ReasonKind
 
 NO_KERNELS = "device cuda:0 (supported: cpu; fastclip._C has no CUDA kernels)"
 
@@ -26,14 +27,15 @@ def build_without_kernels(
     """Let the native backend refuse every list as a build without CUDA kernels refuses CUDA's."""
 
     def refuse(*_: object) -> None:
-        raise RefusedError([reason])
+        kind = ReasonKind.NOT_BUILT if reason == NO_KERNELS else ReasonKind.TENSORS
+        raise RefusedError([(int(kind), reason)])
 
-    extension = SimpleNamespace(
-        UnsupportedError=RefusedError, NonFiniteError=KeyError, clip_grad_norm_=refuse
-    )
+    bound = SimpleNamespace(clip=refuse, clip_and_keep=refuse)
+    binding = SimpleNamespace(UnsupportedError=RefusedError, gather=lambda *_: bound)
     info = {**fastclip.build_info(), "native": True, "mode": mode, "cuda_reason": cuda_reason}
-    monkeypatch.setattr(native, "_load", lambda: (extension, ()))
-    monkeypatch.setattr(native, "build_info", lambda: info)
+    monkeypatch.setattr(extension, "load", lambda: ())
+    monkeypatch.setattr(extension, "binding", binding)
+    monkeypatch.setattr(extension, "build_info", lambda: info)
     base.warn_once.cache_clear()
 
 

@@ -28,7 +28,7 @@ class Target:
 
     @property
     def is_nvidia(self) -> bool:
-        """Tell PTX from AMD's assembly."""
+        """Return whether the code is PTX, not AMD's assembly."""
         return self.backend == "cuda"
 
     @property
@@ -52,17 +52,19 @@ class Variant:
     mix: str = ""
     kind: str = ""
     finds_inf: bool | None = None
+    scales: bool | None = None
 
     @property
     def name(self) -> str:
         """Return "clip_kernel<SUM_SQ, all>" for example."""
         finds_inf = "finds inf" if self.finds_inf else ""
-        constants = ", ".join(filter(None, (self.kind, self.mix, finds_inf)))
+        scales = "scales" if self.scales else ""
+        constants = ", ".join(filter(None, (self.kind, self.mix, finds_inf, scales)))
         return f"{self.kernel}<{constants}>" if constants else self.kernel
 
     @property
     def is_exempt(self) -> bool:
-        """Tell whether powers are computed, for so long that one load at a time is enough."""
+        """Return whether powers are computed, for so long that one load at a time is enough."""
         return self.kind == "POWER_SUM"
 
 
@@ -75,8 +77,11 @@ def variants(target: Target) -> list[Variant]:
     if target.name not in FULL:
         kinds = ("SUM_SQ_WIDE", "POWER_SUM") if target.is_nvidia else ()
         clips += [Variant("clip_kernel", "all", kind, False) for kind in kinds]
-        changes = [Variant(f"{name}_kernel", "bfloat16") for name in ("clamp", "scale_into")]
-        return [*clips, *changes]
+        return [
+            *clips,
+            *(Variant("clamp_kernel", "bfloat16", scales=scales) for scales in (False, True)),
+            *(Variant(f"{name}_kernel", "bfloat16") for name in ("scale", "scale_into")),
+        ]
     mix = "all" if target.is_nvidia else "float16"  # to compile within two minutes
     return [
         *clips,
@@ -85,9 +90,11 @@ def variants(target: Target) -> list[Variant]:
         Variant("clip_kernel", "bfloat16", "SUM_SQ", True),
         *(Variant("clip_kernel", mix, kind, False) for kind in ALL_KINDS[1:]),
         Variant("reduce_kernel", "narrow", "SUM_SQ", False),
+        Variant("reduce_kernel", "all", "ABS_MAX", True),
         *(Variant("finish_kernel", kind=kind) for kind in ("SUM_SQ", "POWER_SUM")),
         Variant("finish_and_scale_kernel", "all", "SUM_SQ_WIDE"),
-        *(Variant(f"{name}_kernel", "all") for name in ("scale", "scale_into", "clamp")),
+        *(Variant(f"{name}_kernel", "all") for name in ("scale", "scale_into")),
+        *(Variant("clamp_kernel", "all", scales=scales) for scales in (False, True)),
         Variant("write_words_kernel"),
     ]
 
@@ -109,6 +116,8 @@ def compile_kernel(target: Target, variant: Variant, out: Path) -> None:
         constants["KIND"] = getattr(reduce, variant.kind).value
     if variant.finds_inf is not None:
         constants["FINDS_INF"] = int(variant.finds_inf)
+    if variant.scales is not None:
+        constants["SCALES"] = int(variant.scales)
     signature = {name: "constexpr" if name in constants else "i64" for name in kernel.arg_names}
     architecture = int(target.name) if target.is_nvidia else target.name
     gpu = GPUTarget(target.backend, architecture, 32 if target.is_nvidia else 64)

@@ -36,8 +36,10 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, int]]]:
     for kind in KINDS:
         yield kernels.finish_kernel, {"KIND": kind}
     for mix in MIXES:
-        for kernel in (kernels.scale_kernel, kernels.scale_into_kernel, kernels.clamp_kernel):
+        for kernel in (kernels.scale_kernel, kernels.scale_into_kernel):
             yield kernel, {"MIX": mix}
+        for scales in (0, 1):
+            yield kernels.clamp_kernel, {"MIX": mix, "SCALES": scales}
         for kind in KINDS:
             yield kernels.finish_and_scale_kernel, {"MIX": mix, "KIND": kind}
             for finds_inf in (0, 1):

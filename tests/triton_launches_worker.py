@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
@@ -22,9 +23,10 @@ from recorded_triton import Recorder, compilations, record
 
 import fastclip
 from fastclip import backends
-from fastclip.backends.base import UnsupportedError
+from fastclip.backends.base import Reason, ReasonKind, RefusedError
 from fastclip.backends.clip_mode import MODES, set_clip_mode
-from fastclip.backends.triton import call, launches, packing
+from fastclip.backends.request import PARAMETERS, TENSORS, ClipRequest, Coefficient
+from fastclip.backends.triton import answers, call, packing
 
 
 def clip(sizes: list[int], *dtypes: torch.dtype, norm_type: float = 2.0) -> None:
@@ -103,12 +105,69 @@ def forms(recorder: Recorder) -> object:
     run("broken before", lambda: clip(sizes, torch.float32))
     found["not raised"] = [{"error": str(error)} for error in recorder.errors]
     recorder.errors.clear()
-    call._refused.clear()
-    call.is_capturing = launches.is_capturing = lambda device: True
-    for mode in ("auto", "fused"):
-        set_clip_mode(mode)
-        run(f"{mode}, captured", lambda: clip([33] * 100, torch.float32))
+    answers.ANSWERS.refused.clear()
+    with captured():
+        for mode in ("auto", "fused"):
+            set_clip_mode(mode)
+            run(f"{mode}, captured", lambda: clip([33] * 100, torch.float32))
     return found
+
+
+def captured() -> AbstractContextManager[object]:
+    """Let the backend see a graph's capture on every device."""
+    stack = ExitStack()
+    for module in ("call", "launches"):
+        name = f"fastclip.backends.triton.{module}.is_capturing"
+        stack.enter_context(patch(name, lambda device: True))
+    return stack
+
+
+def operations(recorder: Recorder) -> object:
+    """Run every operation of a list, held and not, and return the kernels that it launched."""
+    grads = [gradient(size, torch.float32) for size in (5000, 7)]
+    targets = [torch.empty_like(grad) for grad in grads]
+    found, another, inv_scale = torch.zeros(()), torch.zeros(()), torch.ones(())
+    listed = backends.TRITON.gather(grads, TENSORS)
+    held = listed.hold()
+    request = ClipRequest(0.5)
+    sums = held.reduce(2.0)
+    norm = Coefficient(0.5, torch.tensor(2.0))
+    taken(recorder)
+    kernels: dict[str, list[object]] = {}
+
+    def run(name: str, body: Callable[[], object]) -> None:
+        body()
+        kernels[name] = [launch["kernel"] for launch in taken(recorder)]
+
+    run("clip", lambda: listed.clip(request))
+    run("clip without writes", lambda: listed.clip(request._replace(writes=False)))
+    run("reduce", lambda: listed.reduce(2.0))
+    run("finish", lambda: listed.finish(sums, request))
+    run("scale", lambda: listed.scale(0.5))
+    run("scale by each", lambda: listed.scale([torch.ones(2)], inv_scale=inv_scale))
+    run("scale by a norm", lambda: listed.scale(norm, inv_scale=inv_scale))
+    run("scale into", lambda: listed.scale_into(targets, 0.5, inv_scale=inv_scale))
+    run("clamp", lambda: listed.clamp(0.5))
+    run("unscale and clamp", lambda: listed.clamp(0.5, inv_scale=inv_scale))
+    for name, each in (("held", held), ("not held", listed)):
+        each.reduce(2.0, found_inf=found)
+        taken(recorder)
+        run(f"{name}, scale into", lambda each=each: each.scale_into(targets, 2, found_inf=found))
+        run(f"{name}, scale", lambda each=each: each.scale(0.5, found_inf=found))
+        run(f"{name}, scale again", lambda each=each: each.scale(0.5, found_inf=found))
+        each.clip(request._replace(found_inf=found, writes=False))
+        taken(recorder)
+        run(f"{name}, another flag", lambda each=each: each.clamp(0.5, found_inf=another))
+        each.clip(request._replace(found_inf=found, writes=False))
+        taken(recorder)
+        run(f"{name}, clamp", lambda each=each: each.clamp(0.5, found_inf=found))
+    set_clip_mode("fused")
+    run("fused clip", lambda: listed.clip(request))
+    run("fused mode, no writes", lambda: listed.clip(request._replace(writes=False)))
+    with captured():
+        run("captured finish", lambda: listed.finish(sums, request))
+        run("captured scale", lambda: listed.scale(0.5, found_inf=found))
+    return kernels
 
 
 def failures(recorder: Recorder) -> object:
@@ -127,10 +186,10 @@ def failures(recorder: Recorder) -> object:
     grad = before.clone()
     held = parameters([grad])
     errors: list[str] = []
-    without_kernels = UnsupportedError(["no kernels"])
+    without_kernels = RefusedError([Reason(ReasonKind.CALL, "no kernels")])
     with (
         patch.object(JITFunction, "run", run),
-        patch.object(backends.NATIVE, "clip_grad_norm_", side_effect=without_kernels),
+        patch.object(backends.NATIVE, "gather", side_effect=without_kernels),
         warnings.catch_warnings(record=True) as caught,
     ):
         for _ in range(2):
@@ -152,11 +211,11 @@ def failures(recorder: Recorder) -> object:
 
 def words(recorder: Recorder) -> object:
     """Return the words that kernels carry in their arguments, and those of the packed list."""
-    call.is_capturing = launches.is_capturing = lambda device: True
     grads = [gradient(size, torch.float32) for size in range(1, 120)]
-    packed = packing.pack_parameters(parameters(grads), True, takes_norm=True)
-    one = call.Call(packed)
-    one.upload()
+    packed = packing.pack_of(parameters(grads), PARAMETERS, True)(True)
+    one = call.Call(torch.device("cpu"), packed)
+    with captured():
+        one.upload()
     wanted = torch.empty(one._used, dtype=torch.int64)
     packed.write(wanted, one._fields, [])
     sent: dict[int, int] = {}
@@ -173,6 +232,7 @@ if __name__ == "__main__":
         "fifty_lists": fifty_lists,
         "forms": forms,
         "failures": failures,
+        "operations": operations,
         "words": words,
     }
     print(json.dumps(scenarios[sys.argv[1]](record())))

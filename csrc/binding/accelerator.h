@@ -2,7 +2,7 @@
 // memory stand for tensors on GPUs.
 #pragma once
 
-#include "plain_keys.h"
+#include "walk/plain_keys.h"
 
 #ifdef FASTCLIP_EMULATOR
 #include "emulated_accelerator.h"

@@ -1,34 +1,52 @@
-// The gradients of one call by device: each part is planned, given memory and launched on its own.
+// The gradients of a list by device: each part is planned, given memory and launched by itself. A
+// list on the CPU alone is one part.
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/util/SmallVector.h>
 
 #include <atomic>
 #include <string>
 #include <vector>
 
+#include "../cpu_engine.h"
 #include "../cuda_launchers.h"
 #include "accelerator.h"
-#include "collector.h"
-#include "engine.h"
+#include "gradients.h"
+#include "walk/reasons.h"
 
 namespace fastclip {
+
+// ATen's threads, for the CPU kernels.
+struct AtenPool {
+  static int64_t threads() { return at::get_num_threads(); }
+
+  template <typename Work>
+  static void run(int64_t threads, const Work& work) {
+    at::parallel_for(0, threads, 1, work);
+  }
+};
 
 // The gradients on one device, in the order of the list.
 struct Part {
   explicit Part(c10::Device where) : device(where) {}
 
   c10::Device device;
-  std::vector<int32_t> positions;    // of its entries among all
-  std::vector<TensorEntry> entries;  // parallel to `positions`
-  std::vector<char*> targets;        // the same, or empty
+  TensorEntry* entries = nullptr;  // of the whole list where that has one part, else of `copied`
+  int64_t size = 0;
+  std::vector<TensorEntry> copied;
+  std::vector<int32_t> positions;  // of the entries among all; empty where they are all
+  std::vector<char*> targets;      // one for each entry, or empty
   CpuList on_cpu;
-  std::vector<double> combined;  // of the CPU's: one value per entry, before the root
+  std::vector<double> sums_on_cpu;  // one for each entry, before the root
   CudaList on_gpu{};
   void* stream = nullptr;
-  at::Tensor memory;  // of the GPU's: the table, the partials, the sums
+  at::Tensor memory;  // of a GPU's: the table, the partials, the sums, the total, the coefficient
   double* partials = nullptr;
   double* sums = nullptr;
+  double* total = nullptr;
+  void* clip_coef = nullptr;
 
   bool is_gpu() const { return device.type() != c10::DeviceType::CPU; }
   // What to call as a device's number.
@@ -40,30 +58,27 @@ struct Part {
     return cuda_launchers()->is_capturing(index(), accelerator::current_stream(device));
   }
 
-  // One combined value per entry, before the root.
-  at::Tensor sums_tensor() const {
-    const int64_t begin = reinterpret_cast<char*>(sums) - static_cast<char*>(memory.data_ptr());
-    const auto size = static_cast<int64_t>(entries.size() * sizeof(double));
-    return memory.narrow(0, begin, size).view(at::kDouble);
+  // A view of its memory, from an address on.
+  at::Tensor view(const void* begin, int64_t count, at::ScalarType type) const {
+    const int64_t offset = static_cast<const char*>(begin) - static_cast<char*>(memory.data_ptr());
+    return memory.narrow(0, offset, count * c10::elementSize(type)).view(type);
   }
 };
 
-// An operation of the binding, for the errors of its launches.
-struct Operation {
-  const char* name;
+// Nearly all lists have one.
+using Parts = c10::SmallVector<Part, 1>;
 
-  // Calls body(launchers, device's number, stream) with the part's device current, and throws if
-  // the status that it returns is an error.
-  template <typename Body>
-  void launch(const Part& part, Body body) const {
-    const CudaLaunchers& launchers = *cuda_launchers();
-    const accelerator::OnDevice on_device(part.device);
-    const int status = body(launchers, part.index(), part.stream);
-    TORCH_CHECK(status == 0, name, ": a launch on device ", part.device,
-                " failed: ", launchers.name(status), " (", launchers.reason(status), "); ",
-                launchers.advice(status));
-  }
-};
+// Calls body(launchers, device's number, stream) with the part's device current, and throws if the
+// status that it returns is an error.
+template <typename Body>
+void launch(const Part& part, Body body) {
+  const CudaLaunchers& launchers = *cuda_launchers();
+  const accelerator::OnDevice on_device(part.device);
+  const int status = body(launchers, part.index(), part.stream);
+  TORCH_CHECK(status == 0, "fastclip: a launch on device ", part.device,
+              " failed: ", launchers.name(status), " (", launchers.reason(status), "); ",
+              launchers.advice(status));
+}
 
 // Why the kernels cannot run on a device, or nothing. Asked once: a device that can run them stays.
 inline std::string why_device_cannot(c10::Device device) {
@@ -87,67 +102,90 @@ inline std::string why_device_cannot(c10::Device device) {
   return {};
 }
 
-// Plans a GPU's part and allocates what it needs.
-inline void prepare_gpu(Part* part, bool has_sums) {
-  const CudaLaunchers& launchers = *cuda_launchers();
-  const accelerator::OnDevice on_device(part->device);
-  if (const std::string reason = why_device_cannot(part->device); !reason.empty()) {
-    throw Unsupported{{reason}};
+// Splits a list by device; nothing is allocated on a GPU yet. Its entries must stay where they are.
+inline Parts split_by_device(Gradients* gradients, const std::vector<char*>& targets = {}) {
+  Parts parts;
+  const auto size = static_cast<size_t>(gradients->size());
+  if (size == 0) return parts;
+  const c10::Device first = gradients->is_on_gpu ? gradients->device_of(0) : at::kCPU;
+  bool is_alone = true;
+  for (size_t i = 1; gradients->is_on_gpu && is_alone && i < size; ++i) {
+    is_alone = gradients->device_of(i) == first;
   }
-  const auto size = static_cast<int64_t>(part->entries.size());
-  char* const* const targets = part->targets.empty() ? nullptr : part->targets.data();
-  part->on_gpu = launchers.plan(part->entries.data(), size, targets);
-  part->stream = accelerator::current_stream(part->device);
-  constexpr int64_t kAlignment = sizeof(double);
-  const int64_t table = (part->on_gpu.table_bytes + kAlignment - 1) / kAlignment * kAlignment;
-  const int64_t partials = has_sums ? part->on_gpu.groups * kAlignment : 0;
-  const int64_t sums = has_sums ? size * kAlignment : 0;
-  if (table + partials + sums == 0) return;
-  part->memory = accelerator::empty({table + partials + sums}, at::kByte, part->device);
-  char* const data = static_cast<char*>(part->memory.mutable_data_ptr());
-  part->on_gpu.table = data;
-  part->partials = reinterpret_cast<double*>(data + table);
-  part->sums = reinterpret_cast<double*>(data + table + partials);
-}
-
-// Splits the list and allocates what its kernels write; nothing is launched.
-inline std::vector<Part> parts_of(const Gradients& gradients, bool has_sums,
-                                  const std::vector<char*>& targets = {}) {
-  std::vector<Part> parts;
-  for (size_t i = 0; i < gradients.entries.size(); ++i) {
-    const c10::Device device = gradients.device_of(i);
-    size_t at = 0;
-    while (at < parts.size() && parts[at].device != device) ++at;
-    if (at == parts.size()) parts.emplace_back(device);
-    parts[at].positions.push_back(static_cast<int32_t>(i));
-    parts[at].entries.push_back(gradients.entries[i]);
-    if (!targets.empty()) parts[at].targets.push_back(targets[i]);
+  if (is_alone) {
+    Part& part = parts.emplace_back(first);
+    part.entries = gradients->entries.data();
+    part.size = gradients->size();
+    part.targets = targets;
+  } else {
+    for (size_t i = 0; i < size; ++i) {
+      const c10::Device device = gradients->device_of(i);
+      size_t at = 0;
+      while (at < parts.size() && parts[at].device != device) ++at;
+      if (at == parts.size()) parts.emplace_back(device);
+      parts[at].positions.push_back(static_cast<int32_t>(i));
+      parts[at].copied.push_back(gradients->entries[i]);
+      if (!targets.empty()) parts[at].targets.push_back(targets[i]);
+    }
+    for (Part& part : parts) {
+      part.entries = part.copied.data();
+      part.size = static_cast<int64_t>(part.copied.size());
+    }
   }
   for (Part& part : parts) {
-    if (part.is_gpu()) {
-      prepare_gpu(&part, has_sums);
-    } else {
-      part.on_cpu = pack_for_cpu(&part.entries);
-    }
+    if (!part.is_gpu()) part.on_cpu = pack_for_cpu(part.entries, part.size);
   }
   return parts;
 }
 
-inline void write_tables(const Operation& operation, const std::vector<Part>& parts) {
-  for (const Part& part : parts) {
+// Plans a GPU's part and allocates what it needs; nothing is launched.
+inline void prepare_gpu(Part* part, bool has_sums) {
+  const CudaLaunchers& launchers = *cuda_launchers();
+  const accelerator::OnDevice on_device(part->device);
+  if (std::string reason = why_device_cannot(part->device); !reason.empty()) {
+    throw Unsupported(ReasonKind::kDevice, std::move(reason));
+  }
+  char* const* const targets = part->targets.empty() ? nullptr : part->targets.data();
+  part->on_gpu = launchers.plan(part->entries, part->size, targets);
+  part->stream = accelerator::current_stream(part->device);
+  constexpr int64_t kAlignment = sizeof(double);
+  const int64_t table = (part->on_gpu.table_bytes + kAlignment - 1) / kAlignment;
+  const int64_t doubles = has_sums ? part->on_gpu.groups + part->size + 2 : 0;
+  if (table + doubles == 0) return;
+  part->memory = accelerator::empty({(table + doubles) * kAlignment}, at::kByte, part->device);
+  auto* const data = static_cast<double*>(part->memory.mutable_data_ptr());
+  part->on_gpu.table = reinterpret_cast<char*>(data);
+  part->partials = data + table;
+  part->sums = part->partials + part->on_gpu.groups;
+  part->total = part->sums + part->size;
+  part->clip_coef = part->total + 1;
+}
+
+// Makes parts ready for their launches: what can fail is done for all of them first.
+inline void prepare(Parts* parts, bool has_sums) {
+  for (Part& part : *parts) {
+    if (part.is_gpu()) prepare_gpu(&part, has_sums);
+  }
+  for (const Part& part : *parts) {
     if (part.on_gpu.table_bytes == 0) continue;
-    operation.launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
+    launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
       return launchers.write_table(part.on_gpu, device, stream);
     });
   }
 }
 
-// Parts that are ready for their launches.
-inline std::vector<Part> split_by_device(const Operation& operation, const Gradients& gradients,
-                                         bool has_sums, const std::vector<char*>& targets = {}) {
-  std::vector<Part> parts = parts_of(gradients, has_sums, targets);
-  write_tables(operation, parts);
-  return parts;
+inline bool is_capturing(const Parts& parts) {
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const Part& part) { return part.is_capturing(); });
+}
+
+// Whether the list is work for more than one thread, or on a GPU: then the gradients are owned
+// while it is done, and the GIL is released. The references would cost a list of small gradients a
+// tenth of its time, and the GIL, once released, may take milliseconds to come back.
+inline bool is_long(const Parts& parts) {
+  return std::any_of(parts.begin(), parts.end(), [](const Part& part) {
+    return part.is_gpu() || part.on_cpu.list.span_count > 1;
+  });
 }
 
 }  // namespace fastclip

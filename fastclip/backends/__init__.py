@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch._compile import _disable_dynamo
 from torch.autograd import profiler
 
-from .base import Backend, UnsupportedError, unsupported_message, warn_once
+from .base import Backend, RefusedError, UnsupportedError, unsupported_message, warn_once
+from .clip_mode import clip_mode as _clip_mode
+from .extension import instruction_set as instruction_set
 from .native import NativeBackend
-from .native import instruction_set as instruction_set
-from .reference_backend import ReferenceBackend
+from .reference import ReferenceBackend
 from .triton import TritonBackend, is_interpreted
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ def backend_report(device_type: str = "cpu") -> dict[str, list[str]]:
     Raises:
         ValueError: ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` names what there is not.
     """
+    _clip_mode()
     return {backend.name: backend.unavailable_reasons(device_type) for backend in BACKENDS}
 
 
@@ -49,16 +51,19 @@ def check_backend(who: str, name: str | None, foreach: bool | None) -> None:
 
 
 def is_traced(who: str, name: str | None, foreach: bool | None) -> bool:
-    """Say whether torch.compile is tracing the call, which the reference backend alone can be.
+    """Return whether torch.compile is tracing the call, which the reference backend alone can be.
 
     Raises:
         ValueError: see ``check_backend``.
-        RuntimeError: the caller named another backend.
+        RuntimeError: the caller named another backend. This is meant to break the graph, so that
+            the call runs outside of it; with ``fullgraph=True`` it ends the compilation.
     """
     if not torch.compiler.is_compiling():
         return False
     check_backend(who, name, foreach)
     if name not in (None, REFERENCE.name):
+        # A RuntimeError breaks the graph where it is raised. An error of our own breaks it before,
+        # at its construction, and is raised outside.
         raise RuntimeError(unsupported_message(who, name, ["torch.compile is tracing it"]))
     return True
 
@@ -71,7 +76,7 @@ def dispatch(
     Raises:
         ValueError: see ``check_backend``; or ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` in the
             environment names what there is not.
-        RuntimeError: the backend that the caller named cannot run this; says every reason.
+        UnsupportedError: the backend that the caller named cannot run this; says every reason.
     """
     if torch.compiler.is_compiling():
         # After a break of the graph: what backends do inside would be traced piece by piece.
@@ -85,31 +90,28 @@ def dispatch(
 def _dispatch(
     who: str, name: str | None, foreach: bool | None, attempt: Callable[[Backend], T]
 ) -> T:
-    check_backend(who, name, foreach)
-    warnings: list[str] = []
-    for backend in _candidates(name, foreach):
-        if backend is REFERENCE:
-            for warning in warnings:
-                warn_once(warning)
+    if name is not None or foreach is False:
+        check_backend(who, name, foreach)
+        chosen = REFERENCE if name is None else BACKENDS[NAMES.index(name)]
         try:
-            return attempt(backend)
-        except UnsupportedError as error:
-            if name is not None:
-                raise RuntimeError(unsupported_message(who, name, error.reasons)) from None
-            warnings += [] if error.warning is None else [error.warning]
-    raise AssertionError("the reference backend runs everything or raises torch's own error")
+            return attempt(chosen)
+        except RefusedError as error:
+            reasons = [reason.text for reason in error.reasons]
+            raise UnsupportedError(who, chosen.name, reasons) from None
+    try:
+        return attempt(NATIVE)
+    except RefusedError as error:
+        warnings = [error.warning]
+    if not is_interpreted():  # interpreted kernels are for those who name them
+        try:
+            return attempt(TRITON)
+        except RefusedError as error:
+            warnings.append(error.warning)
+    for warning in warnings:
+        if warning is not None:
+            warn_once(warning)
+    return attempt(REFERENCE)
 
 
 # torch.compiler.disable would import torch._dynamo, which takes more than a second.
 _dispatch_outside_graph = _disable_dynamo(_dispatch)
-
-
-def _candidates(name: str | None, foreach: bool | None) -> Iterator[Backend]:
-    if foreach is False:
-        yield REFERENCE
-        return
-    for backend in BACKENDS:
-        # Interpreted kernels are for those who name them.
-        is_chosen = name is None and not (backend is TRITON and is_interpreted())
-        if is_chosen or name == backend.name:
-            yield backend

@@ -1,15 +1,20 @@
-"""What a backend is, how one is chosen, and the message texts that all of them share."""
+"""What a backend is, what its lists can do, and the errors and warnings that all share."""
 
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from enum import IntEnum
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from .request import ClipRequest, Factor, Kind, Norms, Sums
 
 NO_CLIP_YET = "GradClipper: parameter_norms needs a call of clip_() first"
 
@@ -17,53 +22,174 @@ MAX_LISTED = 10
 """How many gradients an error names before it only counts the rest."""
 
 
-class UnsupportedError(Exception):
+class ReasonKind(IntEnum):
+    """What it is that a backend cannot run.
+
+    CALL: an argument. TENSORS: gradients of this kind. NOT_BUILT: gradients on a GPU, in a build
+    without CUDA kernels. DEVICE: gradients on a GPU that refuses the kernels. Its numbers are those
+    of ReasonKind in csrc/binding/walk/reasons.h.
+    """
+
+    CALL = 0
+    TENSORS = 1
+    NOT_BUILT = 2
+    DEVICE = 3
+
+
+class Reason(NamedTuple):
+    """One reason why a backend cannot run a call: its kind, and a phrase that users can act on."""
+
+    kind: ReasonKind
+    text: str
+
+
+class RefusedError(Exception):
     """A backend cannot run this call; nothing has been written.
 
     Attributes:
-        reasons: every reason found, each a phrase that a user can act on.
+        reasons: every reason found.
         warning: what to tell the user, once, where another backend is chosen instead.
     """
 
-    def __init__(self, reasons: Sequence[str], warning: str | None = None) -> None:
-        super().__init__("; ".join(reasons))
+    def __init__(self, reasons: Sequence[Reason], warning: str | None = None) -> None:
+        super().__init__("; ".join(reason.text for reason in reasons))
         self.reasons = list(reasons)
         self.warning = warning
+
+
+class UnsupportedError(RuntimeError):
+    """The backend that the caller named cannot run this call; nothing has been written.
+
+    Attributes:
+        backend: its name.
+        reasons: every reason, in words.
+    """
+
+    def __init__(self, who: str, backend: str, reasons: Sequence[str]) -> None:
+        super().__init__(unsupported_message(who, backend, reasons))
+        self.backend = backend
+        self.reasons = list(reasons)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuilt, (self.args[0], self.backend, self.reasons)
+
+
+def _rebuilt(message: str, backend: str, reasons: list[str]) -> UnsupportedError:
+    error = UnsupportedError("", backend, reasons)
+    error.args = (message,)
+    return error
 
 
 class NonFiniteError(Exception):
     """The norm is not finite and the caller asked for an error; nothing has been written.
 
     Attributes:
-        positions: positions, in the caller's list, of the gradients that hold inf or nan.
+        positions: positions, among the sources, of the gradients that hold inf or nan.
+        norms: what the clip found.
     """
 
-    def __init__(self, positions: Sequence[int]) -> None:
+    def __init__(self, positions: Sequence[int], norms: Norms) -> None:
         super().__init__(list(positions))
         self.positions = list(positions)
+        self.norms = norms
 
 
-class PreparedParameters(Protocol):
-    """A parameter set that one backend keeps ready for call after call."""
+class GradList(Protocol):
+    """The gradients of some sources, as one backend works on them.
 
-    def clip_grad_norm_(
-        self, max_norm: float | Tensor, norm_type: float, error_if_nonfinite: bool
-    ) -> Tensor | None:
-        """Return the norm before clipping; None where no parameter has a gradient."""
+    They are read at each operation, in the operation's own walk: ``.grad`` may change in between.
+    ``hold()`` reads them once, for several operations on the same gradients.
+
+    Every operation checks before it writes, and raises ``RefusedError`` where the backend cannot
+    run it. None waits for a device, except as ``error_if_nonfinite`` asks and for what goes between
+    a GPU and the CPU. ``inv_scale`` and ``found_inf`` are as in ``ClipRequest``, in every
+    operation: gradients are multiplied by the first; the second is set where one of them is not
+    finite, before anything is written, and where it is set nothing is written.
+    """
+
+    def hold(self, *, takes_norm: bool = True) -> GradList:
+        """Read and check the gradients now, and own them as long as the result lives.
+
+        Args:
+            takes_norm: whether their norm will be taken, which the ranks of a mesh do together.
+        """
         ...
 
-    def parameter_norms(self) -> Tensor:
-        """Return the last call's norm per parameter, shape (number of parameters,)."""
+    def clip(self, request: ClipRequest) -> Norms:
+        """Find the norm and, where it exceeds ``max_norm``, rescale the gradients in place.
+
+        Raises:
+            NonFiniteError: the norm is not finite, and the request asks for an error.
+            RuntimeError: it asks for one while a CUDA graph is captured.
+        """
+        ...
+
+    def reduce(
+        self,
+        norm_type: float,
+        *,
+        dtype: torch.dtype | None = None,
+        found_inf: Tensor | None = None,
+    ) -> Sums:
+        """Sum up each gradient, and all of them; ``dtype`` is that of ``ClipRequest``."""
+        ...
+
+    def finish(self, sums: Sums, request: ClipRequest) -> Norms:
+        """Make of a total the norm and the coefficient; no gradient is read or written.
+
+        Args:
+            sums: of this list; their ``total`` may be another one's (``Sums.with_total``).
+            request: its ``max_norm`` and ``inv_scale`` count.
+        """
+        ...
+
+    def scale(
+        self, by: Factor, *, inv_scale: Tensor | None = None, found_inf: Tensor | None = None
+    ) -> bool:
+        """Multiply the gradients in place; a factor of 1 or more writes nothing by itself.
+
+        Of a held list that ``reduce()`` has checked for the same ``found_inf``, no gradient is read
+        again for it.
+
+        Returns:
+            Whether there are gradients.
+        """
+        ...
+
+    def scale_into(
+        self,
+        targets: Sequence[Tensor],
+        by: Factor,
+        *,
+        inv_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Write the products to other tensors, whatever the factor and whatever is found.
+
+        Args:
+            targets: one for each gradient that counts once, in order: of its shape, strides, dtype
+                and device, in memory of their own.
+            by, inv_scale, found_inf: as for ``scale``.
+        """
+        ...
+
+    def clamp(
+        self,
+        clip_value: float,
+        *,
+        inv_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> bool:
+        """Clamp the gradients, multiplied by ``inv_scale``, in place to [-clip_value, clip_value].
+
+        Returns:
+            Whether there are gradients.
+        """
         ...
 
 
 class Backend(Protocol):
-    """The operations of ``clip_grad.py``, on lists already walked and arguments in range.
-
-    Every operation checks before it writes, and raises ``UnsupportedError`` or ``NonFiniteError``.
-    ``foreach`` is torch's argument of that name. Operations that write say whether they found a
-    gradient: by None instead of a norm, or by a bool.
-    """
+    """What runs the operations: kernels of one kind, or torch."""
 
     name: str
 
@@ -71,37 +197,45 @@ class Backend(Protocol):
         """Say why this backend cannot run for tensors on such a device; empty when it can."""
         ...
 
-    def clip_grad_norm_(
-        self,
-        parameters: list[Tensor],
-        max_norm: float | Tensor,
-        norm_type: float,
-        error_if_nonfinite: bool,
-        foreach: bool | None,
-    ) -> Tensor | None: ...
+    def gather(self, sources: list[Tensor], kind: Kind, *, foreach: bool | None = None) -> GradList:
+        """Return the list of the sources' gradients.
 
-    def get_total_norm(
-        self,
-        tensors: list[Tensor],
-        norm_type: float,
-        error_if_nonfinite: bool,
-        foreach: bool | None,
-        dtype: torch.dtype | None,
-    ) -> Tensor: ...
+        Args:
+            sources: parameters or tensors, as ``kind`` says; kept as they are.
+            kind: which of the two, and whether they may be written.
+            foreach: torch's argument; False takes one tensor at a time where torch's own operations
+                do the work.
+        """
+        ...
 
-    def clip_grads_with_norm_(
-        self,
-        parameters: list[Tensor],
-        max_norm: float | Tensor,
-        total_norm: Tensor,
-        foreach: bool | None,
-    ) -> bool: ...
 
-    def clip_grad_value_(
-        self, parameters: list[Tensor], clip_value: float, foreach: bool | None
-    ) -> bool: ...
+def check_finite(total_norm: Tensor, norms: Norms, grads: GradList) -> None:
+    """Raise ``NonFiniteError`` when a norm is inf or nan. Waits for its device.
 
-    def prepare(self, parameters: list[Tensor]) -> PreparedParameters: ...
+    Args:
+        total_norm: ``norms.total_norm`` as a plain tensor.
+        norms: what the clip found.
+        grads: the list; it has not been written.
+    """
+    if not bool(torch.isfinite(total_norm)):
+        _name_nonfinite(norms, grads)
+
+
+# Outside the graph: torch.compile of torch 2.10 cannot raise our exception.
+@_disable_dynamo
+def _name_nonfinite(norms: Norms, grads: GradList) -> NoReturn:
+    raise NonFiniteError(nonfinite_positions(grads), norms)
+
+
+def nonfinite_positions(grads: GradList) -> list[int]:
+    """Return the positions of the sources whose gradients hold inf or nan. Waits for devices.
+
+    A sum may be inf though every gradient is finite: the maxima tell.
+    """
+    maxima = grads.reduce(math.inf)
+    is_finite = [value for part in maxima.parts for value in torch.isfinite(part).tolist()]
+    places = range(len(is_finite)) if maxima.places is None else maxima.places.tolist()
+    return [i for i, place in enumerate(places) if place >= 0 and not is_finite[place]]
 
 
 @functools.cache
@@ -120,8 +254,13 @@ def warn(text: str) -> None:
 
 
 def unsupported_message(who: str, backend: str, reasons: Sequence[str]) -> str:
-    """Say that the backend the caller named cannot run, and every reason why."""
+    """Return the text of ``UnsupportedError``."""
     return f'{who}: backend "{backend}" cannot run this: {"; ".join(reasons)}'
+
+
+def without_kernels(reason: str) -> str:
+    """Return the warning for CUDA gradients that no kernels can clip."""
+    return f"fastclip: CUDA gradients are clipped with torch operations: {reason}"
 
 
 def nonfinite_message(norm_type: float, labels: Sequence[str]) -> str:

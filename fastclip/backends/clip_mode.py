@@ -9,7 +9,6 @@ native clips that left the gradients alone took 0.1 to 1.8 us less (rows.jsonl t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 VARIABLE = "FASTCLIP_CLIP_MODE"
 
@@ -17,7 +16,6 @@ AUTO, FUSED, SPLIT = MODES = ("auto", "fused", "split")
 """What fastclip thinks best, which is two kernels; one kernel, or an error; two kernels."""
 
 _state: dict[str, str] = {}
-_followers: list[Callable[[str], None]] = []
 
 
 def clip_mode() -> str:
@@ -27,7 +25,7 @@ def clip_mode() -> str:
         ValueError: the environment names an unknown mode.
     """
     if VARIABLE not in _state:
-        set_clip_mode(os.environ.get(VARIABLE) or AUTO)
+        _choose(os.environ.get(VARIABLE) or AUTO, VARIABLE)
     return _state[VARIABLE]
 
 
@@ -41,14 +39,15 @@ def set_clip_mode(mode: str) -> None:
     Raises:
         ValueError: the mode is unknown.
     """
+    _choose(mode, "set_clip_mode")
+
+
+def is_fused() -> bool:
+    """Return whether clips are to be launched as one kernel."""
+    return clip_mode() == FUSED
+
+
+def _choose(mode: str, who: str) -> None:
     if mode not in MODES:
-        raise ValueError(f"{VARIABLE}: must be one of {', '.join(MODES)} (got {mode!r})")
+        raise ValueError(f"{who}: mode must be one of {', '.join(MODES)} (got {mode!r})")
     _state[VARIABLE] = mode
-    for follow in _followers:
-        follow(mode)
-
-
-def follow_clip_mode(follow: Callable[[str], None]) -> None:
-    """Call ``follow`` with the mode, now and at every change."""
-    follow(clip_mode())
-    _followers.append(follow)

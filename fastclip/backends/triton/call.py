@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..base import UnsupportedError
-from ..native import without_kernels
+from ..request import is_capturing
+from .answers import ANSWERS, LaunchError, first_line_of, is_transient
 from .device import words
 from .device.kernels import clip_kernel
 from .device.reduce import THREADS
@@ -33,44 +33,76 @@ Field = triton.language.constexpr
 
 
 @functools.cache
-def is_interpreted() -> bool:
-    """Tell whether Triton's interpreter runs the kernels."""
+def are_interpreted() -> bool:
+    """Return whether Triton's interpreter runs the kernels, as was decided when they were made."""
     return not isinstance(clip_kernel, triton.JITFunction)
 
 
-def device_of(packed: PackedList) -> torch.device:
-    """Return where a list lies."""
-    return torch.device("cpu" if packed.device < 0 else f"cuda:{packed.device}")
+class Results:
+    """What kernels leave at the end of a call's memory, from index ``first`` on.
 
+    A sum for each tensor, their total, and a coefficient.
+    """
 
-def is_capturing(device: torch.device) -> bool:
-    """Tell whether a CUDA graph is being captured on the current stream of a device."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
+    __slots__ = ("_first", "_memory")
+
+    def __init__(self, memory: Tensor, first: int) -> None:
+        self._memory = memory
+        self._first = first
+
+    def sums(self) -> Tensor:
+        """Return what was summed up for each tensor, before the root."""
+        return self._memory[self._first : -2].view(torch.float64)
+
+    def total(self) -> Tensor:
+        """Return all sums together: 0-dim."""
+        return self._memory[-2:-1].view(torch.float64)[0]
+
+    def clip_coef(self, dtype: torch.dtype) -> Tensor:
+        """Return the coefficient, which kernels wrote in this dtype: 0-dim."""
+        return self._memory[-1:].view(dtype)[0]
+
+    def is_capturing(self) -> bool:
+        """Return whether a CUDA graph is being captured where they lie."""
+        return is_capturing(self._memory.device)
+
+    def use(self) -> None:
+        """Keep the memory from other uses until the current stream is done with it."""
+        if self._memory.is_cuda:
+            self._memory.record_stream(torch.cuda.current_stream(self._memory.device))
 
 
 class Call:
-    """A packed list and the device memory of one call: its words, partials and sums."""
+    """A packed list and the device memory of one call: its words, partials and results.
 
-    def __init__(self, packed: PackedList, targets: Sequence[Tensor] = ()) -> None:
+    Args:
+        device: where the list lies, or the call's memory is to lie if the list is empty.
+        packed: the list.
+        targets: addresses for results out of place, one for each tensor, or none.
+    """
+
+    def __init__(
+        self, device: torch.device, packed: PackedList, targets: Sequence[int] = ()
+    ) -> None:
+        self.device = device
         self.packed = packed
-        self.device = device_of(packed)
-        self._held = list(targets)
-        self._targets = [target.data_ptr() for target in targets]
-        self._used = words.FIELDS.value + 3 * packed.size + len(targets)
+        self._held: list[Tensor] = []
+        self._targets = list(targets)
+        self._used = words.FIELDS.value + 3 * packed.size + len(self._targets)
         # As many as write_words_kernel writes: it knows no mask.
         partials = -(-self._used // WORDS) * WORDS
-        self._sums = partials + packed.groups
-        self._memory = torch.empty(self._sums + packed.size, dtype=torch.int64, device=self.device)
+        sums = partials + packed.groups
+        total = sums + packed.size
+        self._memory = torch.empty(total + 2, dtype=torch.int64, device=device)
         self.address = self._memory.data_ptr()
+        self.results = Results(self._memory, sums)
         self._fields = [0] * words.FIELDS.value
         self.set(words.TENSORS, packed.size)
         self.set(words.CHUNK_SIZE, packed.chunk_size)
         self.set(words.GROUPS, packed.groups)
         self.set(words.PARTIALS, self.address + WORD_BYTES * partials)
-        self.set(words.SUMS, self.address + WORD_BYTES * self._sums)
+        self.set(words.SUMS, self.address + WORD_BYTES * sums)
+        self._total_at = self.address + WORD_BYTES * total
 
     def set(self, field: Field, value: int) -> None:
         """Set a field that holds an integer."""
@@ -86,9 +118,13 @@ class Call:
         self._held.append(tensor)
         self.set(field, tensor.data_ptr())
 
-    def sums(self) -> Tensor:
-        """Return what the kernels wrote for each tensor, before the root."""
-        return self._memory[self._sums :].view(torch.float64)
+    def ask_for_total(self) -> None:
+        """Let a kernel leave the total of the sums among the results."""
+        self.set(words.TOTAL, self._total_at)
+
+    def ask_for_coefficient(self) -> None:
+        """Let a kernel leave the coefficient among the results."""
+        self.set(words.CLIP_COEF, self._total_at + WORD_BYTES)
 
     def upload(self) -> None:
         """Bring the words to the device, behind what its stream holds already."""
@@ -121,7 +157,7 @@ class Call:
         As in the CUDA kernels, where a list of many small tensors gained by it. Triton's kernels
         have not been timed with so many.
         """
-        if is_interpreted():
+        if are_interpreted():
             return max(1, min(INTERPRETED_PROGRAMS, self.packed.groups))
         return max(1, min(_resident_programs(self.device.index), self.packed.groups))
 
@@ -150,13 +186,13 @@ def launch(
     Raises:
         LaunchError: Triton or the driver refused; the kernel has not run.
     """
-    if is_interpreted():
+    if are_interpreted():
         kernel[(programs,)](*arguments, **constants)
         return
     options = _options(device, is_cooperative)
     key = (kernel.fn.__name__, device, *constants.items())
-    if key in _refused:
-        raise LaunchError(_refused[key])
+    if key in ANSWERS.refused:
+        raise LaunchError(ANSWERS.refused[key])
     try:
         kernel[(programs,)](*arguments, **constants, **options)
     except torch.OutOfMemoryError:
@@ -164,33 +200,9 @@ def launch(
     except Exception as error:
         text = f"Triton cannot launch {key[0]} on device {device}: {first_line_of(error)}"
         # A cooperative launch may be refused for its programs, of which another list has fewer.
-        if not is_cooperative and not is_passing(error):
-            _refused[key] = text
+        if not is_cooperative and not is_transient(error):
+            ANSWERS.refused[key] = text
         raise LaunchError(text) from error
-
-
-class LaunchError(UnsupportedError):
-    """Triton or the driver refused a launch: the kernel has not run."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__([reason], without_kernels(reason))
-
-
-# Why a kernel was not launched. A compiler may take seconds to refuse one: it is asked once.
-_refused: dict[tuple[object, ...], str] = {}
-
-
-def is_passing(error: Exception) -> bool:
-    """Tell whether what failed may work at the next call: memory, files and captures change."""
-    origin = error.__cause__ if isinstance(error, LaunchError) else error
-    if isinstance(origin, (OSError, torch.OutOfMemoryError)):
-        return True
-    return any(text in str(error).lower() for text in ("out of memory", "captur"))
-
-
-def first_line_of(error: Exception) -> str:
-    """Return an error's type and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _options(device: torch.device, is_cooperative: bool = False) -> Mapping[str, int | bool]:

@@ -1,20 +1,19 @@
-"""The host's side of a call: memory, words, grids and launches. Imported when a call needs it."""
+"""The host's side of an operation: memory, words and launches. Imported when one needs it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..clip_mode import FUSED, clip_mode
-from .call import Call, LaunchError, is_capturing, is_interpreted, launch
-from .call import device_of as device_of
-from .call import first_line_of as first_line_of
-from .call import is_passing as is_passing
+from ..clip_mode import FUSED, is_fused
+from ..request import NOT_KEPT, ClipRequest, Known, Norms, Sums, is_capturing, magnitude_of
+from .answers import LaunchError
+from .arguments import Multiplier, Scalars, norm_dtype
+from .call import Call, Results, are_interpreted, launch
 from .device import words
 from .device.kernels import (
     clamp_kernel,
@@ -28,27 +27,151 @@ from .device.kernels import (
 from .device.reduce import ABS_MAX, ABS_SUM, POWER_SUM, SUM_SQ, SUM_SQ_WIDE
 from .device.table import WORDS, write_words_kernel
 from .packing import PackedList
+from .torch_list import no_tensors
 
 
-@dataclass
-class Norm:
-    """What a norm leaves behind.
+class Found:
+    """What a clip has left in its call's memory: see ``Remains``. The gradients may be gone."""
 
-    Attributes:
-        total_norm: 0-dim, on the list's device.
-        sums: float64, before the root, one for each tensor.
-        norm_type: the p of the p-norm.
+    __slots__ = ("_dtype", "_norm_type", "_places", "_results")
+
+    def __init__(
+        self, results: Results, places: Tensor | None, norm_type: float, dtype: torch.dtype
+    ) -> None:
+        self._results = results
+        self._places = places
+        self._norm_type = norm_type
+        self._dtype = dtype
+
+    def clip_coef(self) -> Tensor:
+        self._results.use()
+        return self._results.clip_coef(self._dtype)
+
+    def sums(self) -> Sums:
+        self._results.use()
+        return sums_of(self._results, self._places, self._norm_type, self._dtype)
+
+    def is_capturing(self) -> bool:
+        return self._results.is_capturing()
+
+
+class Launches:
+    """The launches of operations on one device; the tensors that they are given lie there.
+
+    Every method raises ``RefusedError`` where Triton or the driver refuses a launch: no gradient
+    has been written then.
     """
 
-    total_norm: Tensor
-    sums: Tensor
-    norm_type: float
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def is_capturing(self) -> bool:
+        """Return whether a CUDA graph is being captured."""
+        return is_capturing(self._device)
+
+    def clip(self, packed: PackedList, request: ClipRequest) -> Norms:
+        """Take the norm and, where it exceeds ``max_norm`` and may be written, rescale in place.
+
+        Raises:
+            RuntimeError: the fused launch was refused, which the clip mode asks for; no gradient
+                has been written.
+        """
+        dtype = norm_dtype(packed, request.dtype)
+        magnitude = magnitude_of(request.inv_scale) if request.keeps_norms else None
+        with self._current():
+            call = Call(self._device, packed)
+            total_norm = _ask_for_norm(call, request.norm_type, dtype, request)
+            call.set(words.ERROR_IF_NONFINITE, int(request.error_if_nonfinite))
+            _set_scalars(call, Scalars(request.inv_scale, request.found_inf))
+            call.ask_for_total()
+            call.upload()
+            _launch_clip(call, kind_of(request.norm_type, dtype), request)
+        if not request.keeps_norms:
+            return Norms(total_norm, NOT_KEPT)
+        found = Found(call.results, packed.places, request.norm_type, dtype)
+        return Norms(total_norm, found, magnitude)
+
+    def reduce(
+        self, packed: PackedList, norm_type: float, dtype: torch.dtype, found_inf: Tensor | None
+    ) -> Sums:
+        """Sum up each tensor, and all of them."""
+        kind = kind_of(norm_type, dtype)
+        with self._current():
+            call = Call(self._device, packed)
+            _set_norm_type(call, norm_type, dtype)
+            _set_scalars(call, Scalars(None, found_inf))
+            call.ask_for_total()
+            call.upload()
+            finds_inf = int(found_inf is not None)
+            call.launch(reduce_kernel, MIX=packed.mix, KIND=kind, FINDS_INF=finds_inf)
+            call.launch(finish_kernel, KIND=kind)
+        return sums_of(call.results, packed.places, norm_type, dtype)
+
+    def finish(self, sums: Sums, request: ClipRequest) -> Norms:
+        """Make of a total, which stands for the only partial, the norm and the coefficient."""
+        with self._current():
+            call = Call(self._device, no_tensors())
+            call.point(words.PARTIALS, sums.total)
+            call.set(words.GROUPS, 1)
+            total_norm = _ask_for_norm(call, sums.norm_type, sums.dtype, request)
+            _set_scalars(call, Scalars(request.inv_scale, None))
+            call.upload()
+            call.launch(finish_kernel, KIND=kind_of(sums.norm_type, sums.dtype))
+        known = Known(sums, call.results.clip_coef(sums.dtype))
+        return Norms(total_norm, known, magnitude_of(request.inv_scale))
+
+    def scale(self, packed: PackedList, by: Multiplier, scalars: Scalars, is_checked: bool) -> None:
+        """Multiply in place; a coefficient of 1 or more changes nothing by itself.
+
+        Args:
+            is_checked: whether ``found_inf`` says already what it has to say of these gradients.
+        """
+        with self._current():
+            call = Call(self._device, packed)
+            _set_multiplier(call, by)
+            _prepare_change(call, scalars, is_checked)
+            call.launch(scale_kernel, MIX=packed.mix)
+
+    def scale_into(
+        self,
+        packed: PackedList,
+        targets: list[int],
+        by: Multiplier,
+        scalars: Scalars,
+        is_checked: bool,
+    ) -> None:
+        """Write the products to other memory, which begins at ``targets``, whatever is found."""
+        with self._current():
+            call = Call(self._device, packed, targets)
+            _set_multiplier(call, by)
+            _prepare_change(call, scalars, is_checked)
+            call.launch(scale_into_kernel, MIX=packed.mix)
+
+    def clamp(
+        self, packed: PackedList, clip_value: float, scalars: Scalars, is_checked: bool
+    ) -> None:
+        """Clamp in place to [-clip_value, clip_value]: not negative, and not NaN."""
+        with self._current():
+            call = Call(self._device, packed)
+            call.set_number(words.VALUE, clip_value)
+            _prepare_change(call, scalars, is_checked)
+            scales = int(scalars.inv_scale is not None)
+            call.launch(clamp_kernel, MIX=packed.mix, SCALES=scales)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make the device current: Triton launches on the current one."""
+        if self._device.type == "cpu":
+            yield
+        else:
+            with torch.cuda.device(self._device):
+                yield
 
 
-def kind_of(norm_type: float, is_float64: bool) -> int:
+def kind_of(norm_type: float, dtype: torch.dtype) -> int:
     """Return what a kernel sums up for a norm."""
     if norm_type == 2:
-        kind = SUM_SQ_WIDE if is_float64 else SUM_SQ
+        kind = SUM_SQ_WIDE if dtype == torch.float64 else SUM_SQ
     elif norm_type == 1:
         kind = ABS_SUM
     else:
@@ -56,219 +179,14 @@ def kind_of(norm_type: float, is_float64: bool) -> int:
     return kind.value
 
 
-def clip(
-    packed: PackedList,
-    max_norm: float | Tensor,
-    norm_type: float,
-    error_if_nonfinite: bool,
-    *,
-    found_inf: Tensor | None = None,
-    inv_scale: Tensor | None = None,
-) -> Norm:
-    """Take the norm and, where it exceeds ``max_norm``, rescale in place.
-
-    Args:
-        packed: the gradients.
-        max_norm: a number, or a 0-dim tensor on the list's device.
-        norm_type: above 0, or inf.
-        error_if_nonfinite: leave the gradients alone when the norm is not finite.
-        found_inf: 0-dim float32: set to 1 where a gradient is inf or NaN; nothing is written then.
-        inv_scale: 0-dim float32: gradients count and are written as multiples of it.
-
-    Raises:
-        UnsupportedError: Triton or the driver refused a launch; nothing has been written.
-        RuntimeError: it refused the fused one, which the mode asks for; nothing has been written.
-    """
-    with _on(packed):
-        call = Call(packed)
-        norm = _point_at_results(call, norm_type, packed.has_float64)
-        _set_max_norm(call, max_norm, norm.total_norm.dtype)
-        call.set(words.ERROR_IF_NONFINITE, int(error_if_nonfinite))
-        if inv_scale is not None:
-            call.point(words.INV_SCALE, inv_scale)
-        if found_inf is not None:
-            call.point(words.FOUND_INF, found_inf)
-        call.upload()
-        kind = kind_of(norm_type, packed.has_float64)
-        _launch_clip(call, kind, int(found_inf is not None))
-    return norm
-
-
-def _launch_clip(call: Call, kind: int, finds_inf: int) -> None:
-    mix = call.packed.mix
-    if clip_mode() != FUSED:
-        call.launch(reduce_kernel, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
-        call.launch(finish_and_scale_kernel, MIX=mix, KIND=kind)
-        return
-    programs = 1 if is_interpreted() else call.programs()
-    try:
-        call.launch(clip_kernel, programs, True, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
-    except LaunchError as error:
-        raise RuntimeError(f"fastclip: the clip mode is {FUSED}: {error}") from error
-
-
-def take_norm(packed: PackedList, norm_type: float, is_float64: bool) -> Norm:
-    """Take the norm alone, in two launches.
-
-    Args:
-        packed: the tensors, which are only read.
-        norm_type: above 0, or inf.
-        is_float64: sum squares in float64 throughout, and return a float64 norm.
-
-    Raises:
-        UnsupportedError: Triton or the driver refused a launch.
-    """
-    with _on(packed):
-        call = Call(packed)
-        norm = _point_at_results(call, norm_type, is_float64)
-        call.upload()
-        kind = kind_of(norm_type, is_float64)
-        call.launch(reduce_kernel, MIX=packed.mix, KIND=kind, FINDS_INF=0)
-        call.launch(finish_kernel, KIND=kind)
-    return norm
-
-
-def scale(packed: PackedList, total_norm: Tensor, max_norm: float | Tensor) -> None:
-    """Rescale in place by the coefficient of a norm, which moves to the list's device.
-
-    Args:
-        packed: the gradients.
-        total_norm: 0-dim, of a floating-point dtype.
-        max_norm: a number, or a 0-dim tensor.
-
-    Raises:
-        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
-    """
-    with _on(packed):
-        call = Call(packed)
-        dtype = torch.promote_types(total_norm.dtype, torch.float32)
-        call.point(words.TOTAL_NORM, total_norm.to(call.device, dtype))
-        call.set(words.IS_FLOAT64, int(dtype == torch.float64))
-        _set_max_norm(call, max_norm, dtype)
-        call.upload()
-        call.launch(scale_kernel, MIX=packed.mix)
-
-
-def scale_by(packed: PackedList, clip_coef: float | Tensor) -> None:
-    """Multiply in place by a coefficient, or by one for each tensor; 1 and more change nothing.
-
-    Args:
-        packed: the gradients.
-        clip_coef: a number, or float32 or float64 on the list's device: 0-dim, or of shape (size,).
-
-    Raises:
-        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
-    """
-    with _on(packed):
-        call = Call(packed)
-        _set_coefficient(call, clip_coef)
-        call.upload()
-        call.launch(scale_kernel, MIX=packed.mix)
-
-
-def scale_into(packed: PackedList, targets: Sequence[Tensor], clip_coef: float | Tensor) -> None:
-    """Write the gradients times a coefficient, as for ``scale_by``, to tensors of their layout.
-
-    Raises:
-        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
-    """
-    with _on(packed):
-        call = Call(packed, targets)
-        _set_coefficient(call, clip_coef)
-        call.upload()
-        call.launch(scale_into_kernel, MIX=packed.mix)
-
-
-def clamp(packed: PackedList, clip_value: float) -> None:
-    """Clamp in place to [-clip_value, clip_value].
-
-    Args:
-        packed: the gradients.
-        clip_value: not negative, and not NaN.
-
-    Raises:
-        UnsupportedError: Triton or the driver refused the launch; nothing has been written.
-    """
-    with _on(packed):
-        call = Call(packed)
-        call.set_number(words.VALUE, clip_value)
-        call.upload()
-        call.launch(clamp_kernel, MIX=packed.mix)
-
-
-def parameter_norms(norm: Norm, places: Sequence[int] | None) -> Tensor:
-    """Compute the norm of each source from the sums: new memory, for the caller to change.
-
-    Args:
-        norm: what a call left behind.
-        places: for each source its tensor's position, -1 where ``.grad`` is None; or None where
-            every source has the tensor of its own position.
-
-    Returns:
-        Shape (number of sources,), in the norm's dtype; 0 where there is no gradient.
-
-    Raises:
-        RuntimeError: a CUDA graph is captured, and the norms are not simply those of the tensors.
-    """
-    if norm.sums.is_cuda:
-        # The caller's stream may be another than the clip's.
-        norm.sums.record_stream(torch.cuda.current_stream(norm.sums.device))
-    roots = _roots(norm.sums, norm.norm_type).to(norm.total_norm.dtype)
-    if places is None:
-        return roots
-    size = len(roots)
-    if is_capturing(norm.sums.device):
-        raise RuntimeError(
-            "GradClipper: parameter_norms must be read outside of a CUDA graph's capture where "
-            "parameters have no gradient, or share one"
-        )
-    rows = [size if place < 0 else place for place in places]
-    index = torch.tensor(rows, device="cpu")
-    if norm.sums.is_cuda:
-        index = index.pin_memory().to(norm.sums.device, non_blocking=True)
-    return torch.cat([roots, roots.new_zeros(1)]).index_select(0, index)
-
-
-def _roots(sums: Tensor, norm_type: float) -> Tensor:
-    if norm_type == 2:
-        return sums.sqrt()
-    if norm_type == 1 or math.isinf(norm_type):
-        return sums.clone()
-    return sums.pow(1.0 / norm_type)
-
-
-def _point_at_results(call: Call, norm_type: float, is_float64: bool) -> Norm:
-    dtype = torch.float64 if is_float64 else torch.float32
-    total_norm = torch.empty((), dtype=dtype, device=call.device)
-    call.set_number(words.NORM_TYPE, norm_type)
-    call.set(words.IS_FLOAT64, int(is_float64))
-    call.point(words.TOTAL_NORM, total_norm)
-    return Norm(total_norm, call.sums(), norm_type)
-
-
-def _set_max_norm(call: Call, max_norm: float | Tensor, dtype: torch.dtype) -> None:
-    if isinstance(max_norm, Tensor):
-        call.point(words.MAX_NORM_TENSOR, max_norm.to(call.device, dtype))
-    else:
-        call.set_number(words.MAX_NORM, max_norm)
-
-
-def _set_coefficient(call: Call, clip_coef: float | Tensor) -> None:
-    if not isinstance(clip_coef, Tensor):
-        call.set_number(words.VALUE, clip_coef)
-        return
-    call.set(words.IS_FLOAT64, int(clip_coef.dtype == torch.float64))
-    call.point(words.COEFS if clip_coef.dim() else words.CLIP_COEF, clip_coef)
-
-
-@contextmanager
-def _on(packed: PackedList) -> Iterator[None]:
-    """Make the list's device current: Triton launches on the current one."""
-    if packed.device < 0:
-        yield
-    else:
-        with torch.cuda.device(packed.device):
-            yield
+def sums_of(results: Results, places: Tensor | None, norm_type: float, dtype: torch.dtype) -> Sums:
+    """Return what kernels summed up."""
+    sums = results.sums()
+    norms = None
+    if kind_of(norm_type, dtype) == POWER_SUM.value:
+        # In the interpreter as on a GPU: roots() of CPU tensors may be others by a bit.
+        norms = [sums.pow(1.0 / norm_type)]
+    return Sums([sums], results.total(), places, norm_type, dtype, norms)
 
 
 def check(index: int) -> None:
@@ -280,3 +198,71 @@ def check(index: int) -> None:
         # A capture needs this one, and may not allow that it is loaded then.
         launch(write_words_kernel, device, 1, at, words.FIELDS.value, *[0] * WORDS)
         launch(finish_kernel, device, 1, at, KIND=SUM_SQ.value)
+
+
+def _launch_clip(call: Call, kind: int, request: ClipRequest) -> None:
+    mix, finds_inf = call.packed.mix, int(request.found_inf is not None)
+    if not (request.writes and is_fused()):
+        call.launch(reduce_kernel, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+        if request.writes:
+            call.launch(finish_and_scale_kernel, MIX=mix, KIND=kind)
+        else:
+            call.launch(finish_kernel, KIND=kind)
+        return
+    programs = 1 if are_interpreted() else call.programs()
+    try:
+        call.launch(clip_kernel, programs, True, MIX=mix, KIND=kind, FINDS_INF=finds_inf)
+    except LaunchError as error:
+        raise RuntimeError(f"fastclip: the clip mode is {FUSED}: {error}") from error
+
+
+def _ask_for_norm(call: Call, norm_type: float, dtype: torch.dtype, request: ClipRequest) -> Tensor:
+    """Let kernels write the norm to new memory, which is returned, and the coefficient."""
+    total_norm = torch.empty((), dtype=dtype, device=call.device)
+    _set_norm_type(call, norm_type, dtype)
+    call.point(words.TOTAL_NORM, total_norm)
+    call.ask_for_coefficient()
+    _set_max_norm(call, request.max_norm, dtype)
+    return total_norm
+
+
+def _set_norm_type(call: Call, norm_type: float, dtype: torch.dtype) -> None:
+    call.set_number(words.NORM_TYPE, norm_type)
+    call.set(words.IS_FLOAT64, int(dtype == torch.float64))
+
+
+def _set_max_norm(call: Call, max_norm: float | Tensor, dtype: torch.dtype) -> None:
+    if isinstance(max_norm, Tensor):
+        call.point(words.MAX_NORM_TENSOR, max_norm.to(call.device, dtype))
+    else:
+        call.set_number(words.MAX_NORM, max_norm)
+
+
+def _set_scalars(call: Call, scalars: Scalars) -> None:
+    if scalars.inv_scale is not None:
+        call.point(words.INV_SCALE, scalars.inv_scale)
+    if scalars.found_inf is not None:
+        call.point(words.FOUND_INF, scalars.found_inf)
+
+
+def _set_multiplier(call: Call, by: Multiplier) -> None:
+    call.set(words.IS_FLOAT64, int(by.is_float64))
+    if by.each is not None:
+        call.point(words.COEFS, by.each)
+    elif by.one is not None:
+        call.point(words.CLIP_COEF, by.one)
+    elif by.total_norm is not None:
+        call.point(words.TOTAL_NORM, by.total_norm)
+        dtype = torch.float64 if by.is_float64 else torch.float32
+        _set_max_norm(call, by.max_norm, dtype)
+    else:
+        call.set_number(words.VALUE, by.number)
+
+
+def _prepare_change(call: Call, scalars: Scalars, is_checked: bool) -> None:
+    """Upload a call that changes gradients, after all else is set, and look for infs if it must."""
+    _set_scalars(call, scalars)
+    call.set(words.SUMS, 0)
+    call.upload()
+    if scalars.found_inf is not None and not is_checked:
+        call.launch(reduce_kernel, MIX=call.packed.mix, KIND=ABS_MAX.value, FINDS_INF=1)

@@ -11,11 +11,13 @@ from .scale import (
     CLAMP,
     INTO_TARGETS,
     MULTIPLY,
-    WHERE_BELOW_ONE,
+    SCALE_AND_CLAMP,
+    WHERE_DUE,
     change_groups,
     coefficient_in,
+    rounded_factor_of,
 )
-from .words import BARRIER, IS_FLOAT64, VALUE, field, number
+from .words import BARRIER, IS_FLOAT64, VALUE, field, inv_scale_in, is_stopped, number
 
 
 @triton.jit
@@ -46,7 +48,7 @@ def finish_and_change(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr):
     factor, is_due = finish_norm(call_ptr, KIND)
     write_sums(call_ptr, KIND)
     if is_due:
-        change_groups(call_ptr, factor, MIX, MULTIPLY, ALL)
+        change_groups(call_ptr, factor, 1.0, MIX, MULTIPLY, ALL)
 
 
 @triton.jit(do_not_specialize=["call"])
@@ -79,29 +81,42 @@ def finish_and_scale_kernel(call: tl.int64, MIX: tl.constexpr, KIND: tl.constexp
 
 
 @triton.jit
-def scale_by(call_ptr, MIX: tl.constexpr, FORM: tl.constexpr):
-    """Multiply by what coefficient_in() finds, or by a coefficient for each tensor."""
+def factors_in(call_ptr):
+    """Return the factor of tensors without their own, whether it is due, and inv_scale."""
     if field(call_ptr, IS_FLOAT64) != 0:
         clip_coef = coefficient_in(call_ptr, tl.float64)
     else:
         clip_coef = coefficient_in(call_ptr, tl.float32)
-    change_groups(call_ptr, clip_coef, MIX, MULTIPLY, FORM)
+    inv_scale = inv_scale_in(call_ptr, tl.float64)
+    factor, is_due = rounded_factor_of(call_ptr, clip_coef, inv_scale)
+    return factor, is_due, inv_scale
 
 
 @triton.jit(do_not_specialize=["call"])
 def scale_kernel(call: tl.int64, MIX: tl.constexpr):
-    """Multiply in place, except by a coefficient of 1 or more."""
-    scale_by(words_at(call), MIX, WHERE_BELOW_ONE)
+    """Multiply in place, except by a coefficient of 1 or more, and where an inf was found."""
+    call_ptr = words_at(call)
+    factor, is_due, inv_scale = factors_in(call_ptr)
+    if is_due and not is_stopped(call_ptr):
+        change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, WHERE_DUE)
 
 
 @triton.jit(do_not_specialize=["call"])
 def scale_into_kernel(call: tl.int64, MIX: tl.constexpr):
-    """Multiply into the targets."""
-    scale_by(words_at(call), MIX, INTO_TARGETS)
+    """Multiply into the targets, which hold nothing yet: whatever was found."""
+    call_ptr = words_at(call)
+    factor, _, inv_scale = factors_in(call_ptr)
+    change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, INTO_TARGETS)
 
 
 @triton.jit(do_not_specialize=["call"])
-def clamp_kernel(call: tl.int64, MIX: tl.constexpr):
-    """Clamp in place."""
+def clamp_kernel(call: tl.int64, MIX: tl.constexpr, SCALES: tl.constexpr):
+    """Clamp in place, SCALES: the products with inv_scale, except where an inf was found."""
     call_ptr = words_at(call)
-    change_groups(call_ptr, number(call_ptr, VALUE), MIX, CLAMP, ALL)
+    if not is_stopped(call_ptr):
+        limit = number(call_ptr, VALUE)
+        if SCALES:
+            inv_scale = inv_scale_in(call_ptr, tl.float64)
+            change_groups(call_ptr, limit, inv_scale, MIX, SCALE_AND_CLAMP, ALL)
+        else:
+            change_groups(call_ptr, limit, 1.0, MIX, CLAMP, ALL)

@@ -27,7 +27,6 @@ from .words import (
     ERROR_IF_NONFINITE,
     FOUND_INF,
     GROUPS,
-    INV_SCALE,
     IS_FLOAT64,
     MAX_NORM,
     MAX_NORM_TENSOR,
@@ -46,9 +45,10 @@ from .words import (
     field,
     find_tensor,
     first_slots,
-    float32_at,
     float64_at,
+    inv_scale_in,
     is_small,
+    is_stopped,
     number,
     packed_counts,
     tensors_of,
@@ -122,8 +122,10 @@ def reduce_groups(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF: tl
         tl.store(partials_ptr + group, value)
         if FINDS_INF:
             if not (value < INF):
-                # A sum may have overflowed without an inf among its elements.
-                if not (reduce_group(call_ptr, tensors, group, 0, norm_type, MIX, ABS_MAX) < INF):
+                if KIND != ABS_MAX:
+                    # A sum may have overflowed without an inf among its elements.
+                    value = reduce_group(call_ptr, tensors, group, 0, norm_type, MIX, ABS_MAX)
+                if not (value < INF):
                     # An exchange, not a store: several programs may find one at the same time.
                     found_ptr = field(call_ptr, FOUND_INF).to(tl.pointer_type(tl.int32))
                     tl.atomic_xchg(found_ptr, ONE_BITS)
@@ -193,6 +195,17 @@ def clip_coefficient(total_norm, max_norm):
 
 
 @triton.jit
+def factor_of(clip_coef, inv_scale):
+    """Return what to multiply by, in float64, and whether that is due.
+
+    It is not where a coefficient of 1 or more is all that there is.
+    """
+    # NaN is not >= 1: it is written, as torch writes it.
+    is_due = ~(tl.where(inv_scale == 1.0, clip_coef, 0.0) >= 1.0)
+    return (clip_coef * inv_scale).to(tl.float64), is_due
+
+
+@triton.jit
 def factor_in(call_ptr, norm, T: tl.constexpr):
     """Round the norm to T, write it and its coefficient, and return what to multiply by."""
     total_norm = norm.to(T)  # the coefficient follows from what is returned
@@ -208,15 +221,9 @@ def factor_in(call_ptr, norm, T: tl.constexpr):
         coef_address = field(call_ptr, CLIP_COEF)
         if coef_address != 0:
             tl.store(coef_address.to(tl.pointer_type(T)), clip_coef)
-    inv_scale = tl.full([], 1.0, T)
-    inv_scale_address = field(call_ptr, INV_SCALE)
-    if inv_scale_address != 0:
-        inv_scale = tl.load(float32_at(inv_scale_address)).to(T)
-    # NaN is not >= 1: it is written, as torch writes it.
-    is_due = not (clip_coef >= 1.0 and inv_scale == 1.0)
+    factor, is_due = factor_of(clip_coef, inv_scale_in(call_ptr, T))
     is_finite = tl.abs(total_norm) < INF
-    is_due = is_due and (is_finite or field(call_ptr, ERROR_IF_NONFINITE) == 0)
-    return (clip_coef * inv_scale).to(tl.float64), is_due
+    return factor, is_due and (is_finite or field(call_ptr, ERROR_IF_NONFINITE) == 0)
 
 
 @triton.jit
@@ -227,15 +234,9 @@ def finish_norm(call_ptr, KIND: tl.constexpr):
     if total_address != 0 and tl.program_id(0) == 0:
         tl.store(float64_at(total_address), total)
     norm = root(total, number(call_ptr, NORM_TYPE), KIND)
-    inv_scale_address = field(call_ptr, INV_SCALE)
-    if inv_scale_address != 0:
-        norm *= tl.abs(tl.load(float32_at(inv_scale_address)).to(tl.float64))
+    norm *= tl.abs(inv_scale_in(call_ptr, tl.float64))
     if field(call_ptr, IS_FLOAT64) != 0:
         factor, is_due = factor_in(call_ptr, norm, tl.float64)
     else:
         factor, is_due = factor_in(call_ptr, norm, tl.float32)
-    found_inf = field(call_ptr, FOUND_INF)
-    if found_inf != 0:
-        # Set by the first phase or before the call: nothing may be written either way.
-        is_due = is_due and tl.load(float32_at(found_inf)) == 0.0
-    return factor, is_due
+    return factor, is_due and not is_stopped(call_ptr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .norm import clip_coefficient
+from .norm import clip_coefficient, factor_of
 from .reduce import COLUMNS, LOADS, THREADS, edges_of, load_four, pointer_to
 from .words import (
     CLIP_COEF,
@@ -41,35 +41,52 @@ from .words import (
 # What is done to an element.
 MULTIPLY = tl.constexpr(0)  # by a coefficient: float32 for 16- and 32-bit elements, one rounding
 CLAMP = tl.constexpr(1)  # to [-limit, limit]; NaN stays
+SCALE_AND_CLAMP = tl.constexpr(2)  # the product with inv_scale, rounded to the dtype
 
 APART_BLOCK = tl.constexpr(1024)
 
 # Which tensors are changed, and where the result goes.
 ALL = tl.constexpr(0)  # in place
-WHERE_BELOW_ONE = tl.constexpr(1)  # in place, but for coefficients of 1 and more
+WHERE_DUE = tl.constexpr(1)  # in place, except by coefficients of 1 and more
 INTO_TARGETS = tl.constexpr(2)  # new memory: written whatever the coefficient
 
 
 @triton.jit
-def changed(x, value, CHANGE: tl.constexpr):
-    """Return the new elements, and which of them differ from the old."""
+def multiplied(x, value):
+    """Return the products, rounded once."""
     wide = x if x.dtype == tl.float64 else x.to(tl.float32)
-    if CHANGE == CLAMP:
-        limit = value.to(wide.dtype).to(x.dtype).to(wide.dtype)  # as the dtype holds it
-        is_above, is_below = wide > limit, wide < -limit
-        new = tl.where(is_above, limit, tl.where(is_below, -limit, wide))
-        return new.to(x.dtype), is_above | is_below
-    else:
+    return (wide * value.to(wide.dtype)).to(x.dtype)
+
+
+@triton.jit
+def clamped(x, value):
+    """Return the elements within the limit, and which of them were outside."""
+    wide = x if x.dtype == tl.float64 else x.to(tl.float32)
+    limit = value.to(wide.dtype).to(x.dtype).to(wide.dtype)  # as the dtype holds it
+    is_above, is_below = wide > limit, wide < -limit
+    new = tl.where(is_above, limit, tl.where(is_below, -limit, wide))
+    return new.to(x.dtype), is_above | is_below
+
+
+@triton.jit
+def changed(x, value, inv_scale, CHANGE: tl.constexpr):
+    """Return the new elements, and which of them differ from the old."""
+    if CHANGE == MULTIPLY:
         # All of them, NaN too: a target holds nothing yet.
-        return (wide * value.to(wide.dtype)).to(x.dtype), tl.full(wide.shape, 1, tl.int1)
+        return multiplied(x, value), tl.full(x.shape, 1, tl.int1)
+    elif CHANGE == CLAMP:
+        return clamped(x, value)
+    else:
+        new, _ = clamped(multiplied(x, inv_scale), value)
+        return new, tl.full(x.shape, 1, tl.int1)
 
 
 @triton.jit
 def change_block(
-    x, target_ptr, offsets, count, value, CHANGE: tl.constexpr, IS_WHOLE: tl.constexpr
+    x, target_ptr, offsets, count, value, inv_scale, CHANGE: tl.constexpr, IS_WHOLE: tl.constexpr
 ):
     """Write a block's new elements; of a clamp only vectors in which one was out of range."""
-    new, is_changed = changed(x, value, CHANGE)
+    new, is_changed = changed(x, value, inv_scale, CHANGE)
     if CHANGE == CLAMP:
         mask = tl.broadcast_to(
             tl.max(is_changed.to(tl.int32), 1, keep_dims=True) > 0, offsets.shape
@@ -90,6 +107,7 @@ def change_batch(
     offsets,
     count,
     value,
+    inv_scale,
     BLOCK: tl.constexpr,
     CHANGE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
@@ -97,21 +115,21 @@ def change_batch(
     """Load a batch of LOADS blocks, all of it or the first ``count`` elements; then change it."""
     a, b, c, d = load_four(source_ptr, offsets, count, BLOCK, IS_WHOLE)
     e, f, g, h = load_four(source_ptr + 4 * BLOCK, offsets, count - 4 * BLOCK, BLOCK, IS_WHOLE)
-    change_block(a, target_ptr, offsets, count, value, CHANGE, IS_WHOLE)
-    change_block(b, target_ptr, offsets + BLOCK, count, value, CHANGE, IS_WHOLE)
-    change_block(c, target_ptr, offsets + 2 * BLOCK, count, value, CHANGE, IS_WHOLE)
-    change_block(d, target_ptr, offsets + 3 * BLOCK, count, value, CHANGE, IS_WHOLE)
-    change_block(e, target_ptr, offsets + 4 * BLOCK, count, value, CHANGE, IS_WHOLE)
-    change_block(f, target_ptr, offsets + 5 * BLOCK, count, value, CHANGE, IS_WHOLE)
-    change_block(g, target_ptr, offsets + 6 * BLOCK, count, value, CHANGE, IS_WHOLE)
-    change_block(h, target_ptr, offsets + 7 * BLOCK, count, value, CHANGE, IS_WHOLE)
+    change_block(a, target_ptr, offsets, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(b, target_ptr, offsets + BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(c, target_ptr, offsets + 2 * BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(d, target_ptr, offsets + 3 * BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(e, target_ptr, offsets + 4 * BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(f, target_ptr, offsets + 5 * BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(g, target_ptr, offsets + 6 * BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
+    change_block(h, target_ptr, offsets + 7 * BLOCK, count, value, inv_scale, CHANGE, IS_WHOLE)
 
 
 @triton.jit
-def change_chunk(source, target, count, value, T: tl.constexpr, CHANGE: tl.constexpr):
+def change_chunk(source, target, count, value, inv_scale, T: tl.constexpr, CHANGE: tl.constexpr):
     """Change consecutive elements.
 
-    ``target`` is the source, or other memory that lies alike towards the 16-byte boundaries.
+    ``target`` is the source, or other memory that lies like it towards the 16-byte boundaries.
     """
     SIZE: tl.constexpr = bytes_of(T)
     PER_VECTOR: tl.constexpr = VECTOR_BYTES // SIZE
@@ -126,32 +144,31 @@ def change_chunk(source, target, count, value, T: tl.constexpr, CHANGE: tl.const
     # A row for each vector, so that a mask can be the same for all of one.
     offsets = tl.arange(0, THREADS)[:, None] * PER_VECTOR + tl.arange(0, PER_VECTOR)[None, :]
     for i in range(batches):
-        at = i * BATCH
-        change_batch(source_ptr + at, target_ptr + at, offsets, rest, value, BLOCK, CHANGE, True)
+        from_ptr, to_ptr = source_ptr + i * BATCH, target_ptr + i * BATCH
+        change_batch(from_ptr, to_ptr, offsets, rest, value, inv_scale, BLOCK, CHANGE, True)
     if rest > 0:
-        at = batches * BATCH
-        change_batch(source_ptr + at, target_ptr + at, offsets, rest, value, BLOCK, CHANGE, False)
+        from_ptr, to_ptr = source_ptr + batches * BATCH, target_ptr + batches * BATCH
+        change_batch(from_ptr, to_ptr, offsets, rest, value, inv_scale, BLOCK, CHANGE, False)
     # A lane for each thread: of fewer, every thread would read all that one of them writes.
     offsets, mask = edges_of(head, head + batches * BATCH + rest, THREADS)
     mask = mask & (offsets < count)
     x = tl.load(source.to(tl.pointer_type(T)) + offsets, mask=mask, other=0.0)
-    new, is_changed = changed(x, value, CHANGE)
+    new, is_changed = changed(x, value, inv_scale, CHANGE)
     tl.store(target.to(tl.pointer_type(T)) + offsets, new, mask=mask & is_changed)
 
 
 @triton.jit
-def change_apart(source, target, count, value, T: tl.constexpr, CHANGE: tl.constexpr):
-    """Change consecutive elements into memory that lies otherwise towards the boundaries."""
+def change_apart(source, target, count, value, T: tl.constexpr):
+    """Multiply consecutive elements into memory that lies otherwise towards the boundaries."""
     offsets = tl.arange(0, APART_BLOCK)
     for start in range(0, count, APART_BLOCK):
         mask = start + offsets < count
         x = tl.load(source.to(tl.pointer_type(T)) + start + offsets, mask=mask, other=0.0)
-        new, _ = changed(x, value, CHANGE)
-        tl.store(target.to(tl.pointer_type(T)) + start + offsets, new, mask=mask)
+        tl.store(target.to(tl.pointer_type(T)) + start + offsets, multiplied(x, value), mask=mask)
 
 
 @triton.jit
-def change_rows(source, target, counts, values, T: tl.constexpr, CHANGE: tl.constexpr):
+def change_rows(source, target, counts, values, inv_scale, T: tl.constexpr, CHANGE: tl.constexpr):
     """Change up to eight small tensors, one for each row."""
     column = tl.arange(0, COLUMNS)[None, :]
     source_ptr = source.to(tl.pointer_type(T))[:, None]
@@ -159,12 +176,21 @@ def change_rows(source, target, counts, values, T: tl.constexpr, CHANGE: tl.cons
     for start in range(0, tl.max(counts).to(tl.int32), COLUMNS):
         mask = start + column < counts[:, None]
         x = tl.load(source_ptr + start + column, mask=mask, other=0.0)
-        new, is_changed = changed(x, values[:, None], CHANGE)
+        new, is_changed = changed(x, values[:, None], inv_scale, CHANGE)
         tl.store(target_ptr + start + column, new, mask=mask & is_changed)
 
 
 @triton.jit
-def values_of(call_ptr, tensor, mask, value, FORM: tl.constexpr):
+def rounded_factor_of(call_ptr, clip_coef, inv_scale):
+    """Return factor_of() two float64; the product is rounded as that of the coefficient's dtype."""
+    factor, is_due = factor_of(clip_coef, inv_scale)
+    if field(call_ptr, IS_FLOAT64) == 0:
+        factor = factor.to(tl.float32).to(tl.float64)  # once: of two float32 it was exact
+    return factor, is_due
+
+
+@triton.jit
+def values_of(call_ptr, tensor, mask, value, inv_scale, FORM: tl.constexpr):
     """Return what changes a tensor, or each of several, and whether it is to be changed at all."""
     values = tensor.to(tl.float64) * 0.0 + value
     is_due = mask
@@ -175,8 +201,8 @@ def values_of(call_ptr, tensor, mask, value, FORM: tl.constexpr):
                 values = tl.load(float64_at(coefs) + tensor, mask=mask, other=1.0)
             else:
                 values = tl.load(float32_at(coefs) + tensor, mask=mask, other=1.0).to(tl.float64)
-        if FORM == WHERE_BELOW_ONE:
-            is_due = mask & ~(values >= 1.0)  # NaN is not >= 1 and writes, as torch does
+            values, is_due = rounded_factor_of(call_ptr, values, inv_scale)
+            is_due = mask & is_due if FORM == WHERE_DUE else mask
     return values, is_due
 
 
@@ -187,6 +213,7 @@ def change_small(
     tensor,
     slot,
     value,
+    inv_scale,
     MIX: tl.constexpr,
     CHANGE: tl.constexpr,
     FORM: tl.constexpr,
@@ -197,12 +224,12 @@ def change_small(
     target = source
     if FORM == INTO_TARGETS:
         target = tl.load(targets(call_ptr, tensors) + mine, mask=is_mine, other=0)
-    values, is_due = values_of(call_ptr, mine, is_mine, value, FORM)
+    values, is_due = values_of(call_ptr, mine, is_mine, value, inv_scale, FORM)
     packed = tl.load(packed_counts(call_ptr, tensors) + mine, mask=is_due, other=0)
     for CODE in tl.static_range(CODES):
         if MIX & (1 << CODE):
             counts = tl.where(code_of(packed) == CODE, count_of(packed), 0)
-            change_rows(source, target, counts, values, type_of(CODE), CHANGE)
+            change_rows(source, target, counts, values, inv_scale, type_of(CODE), CHANGE)
 
 
 @triton.jit
@@ -212,31 +239,38 @@ def change_large(
     tensor,
     slot,
     value,
+    inv_scale,
     MIX: tl.constexpr,
     CHANGE: tl.constexpr,
     FORM: tl.constexpr,
 ):
     """Change a chunk."""
-    values, is_due = values_of(call_ptr, tensor, tensor >= 0, value, FORM)
+    values, is_due = values_of(call_ptr, tensor, tensor >= 0, value, inv_scale, FORM)
     if is_due:
         address, packed, skipped, count = chunk_of(call_ptr, tensors, tensor, slot)
         source = address + skipped
         if FORM == INTO_TARGETS:
             target = tl.load(targets(call_ptr, tensors) + tensor) + skipped
-            is_alike = ((source ^ target) & (VECTOR_BYTES - 1)) == 0
+            has_same_alignment = ((source ^ target) & (VECTOR_BYTES - 1)) == 0
         for CODE in tl.static_range(CODES):
             if MIX & (1 << CODE):
                 if code_of(packed) == CODE:
                     if FORM != INTO_TARGETS:
-                        change_chunk(source, source, count, values, type_of(CODE), CHANGE)
-                    elif is_alike:
-                        change_chunk(source, target, count, values, type_of(CODE), CHANGE)
+                        change_chunk(
+                            source, source, count, values, inv_scale, type_of(CODE), CHANGE
+                        )
+                    elif has_same_alignment:
+                        change_chunk(
+                            source, target, count, values, inv_scale, type_of(CODE), CHANGE
+                        )
                     else:
-                        change_apart(source, target, count, values, type_of(CODE), CHANGE)
+                        change_apart(source, target, count, values, type_of(CODE))
 
 
 @triton.jit
-def change_groups(call_ptr, value, MIX: tl.constexpr, CHANGE: tl.constexpr, FORM: tl.constexpr):
+def change_groups(
+    call_ptr, value, inv_scale, MIX: tl.constexpr, CHANGE: tl.constexpr, FORM: tl.constexpr
+):
     """Change all tensors. A program goes through its groups backwards.
 
     What it read last for the norm is the likeliest to be in the cache still.
@@ -249,9 +283,9 @@ def change_groups(call_ptr, value, MIX: tl.constexpr, CHANGE: tl.constexpr, FORM
         slot = group * SLOTS
         tensor = find_tensor(call_ptr, tensors, slot)
         if is_small(tl.load(packed_counts(call_ptr, tensors) + tensor)):
-            change_small(call_ptr, tensors, tensor, slot, value, MIX, CHANGE, FORM)
+            change_small(call_ptr, tensors, tensor, slot, value, inv_scale, MIX, CHANGE, FORM)
         else:
-            change_large(call_ptr, tensors, tensor, slot, value, MIX, CHANGE, FORM)
+            change_large(call_ptr, tensors, tensor, slot, value, inv_scale, MIX, CHANGE, FORM)
 
 
 @triton.jit

@@ -23,14 +23,14 @@ GROUPS = tl.constexpr(3)
 PARTIALS = tl.constexpr(4)  # float64, one for each group
 SUMS = tl.constexpr(5)  # float64, one for each tensor
 NORM_TYPE = tl.constexpr(6)  # a number
-FOUND_INF = tl.constexpr(7)  # float32: set to 1 where an element is inf or NaN
+FOUND_INF = tl.constexpr(7)  # float32: set where an element is inf or NaN: nothing is written then
 TOTAL = tl.constexpr(8)  # float64: all partials combined, no root
 TOTAL_NORM = tl.constexpr(9)  # this and the next two: float32, or float64 if IS_FLOAT64
 CLIP_COEF = tl.constexpr(10)
 MAX_NORM_TENSOR = tl.constexpr(11)  # where 0, MAX_NORM counts
 MAX_NORM = tl.constexpr(12)  # a number
 INV_SCALE = tl.constexpr(13)  # float32: gradients count and are written as multiples of it
-IS_FLOAT64 = tl.constexpr(14)
+IS_FLOAT64 = tl.constexpr(14)  # also set for a scale by a number: its product is float64
 ERROR_IF_NONFINITE = tl.constexpr(15)  # leave the gradients alone when total_norm is not finite
 COEFS = tl.constexpr(16)  # one for each tensor, as TOTAL_NORM
 VALUE = tl.constexpr(17)  # a number: the coefficient of a scale, the limit of a clamp
@@ -84,6 +84,26 @@ def float32_at(address):
 
 
 @triton.jit
+def inv_scale_in(call_ptr, T: tl.constexpr):
+    """Return what gradients are multiples of, 1 where there is none."""
+    inv_scale = tl.full([], 1.0, T)
+    inv_scale_address = field(call_ptr, INV_SCALE)
+    if inv_scale_address != 0:
+        inv_scale = tl.load(float32_at(inv_scale_address)).to(T)
+    return inv_scale
+
+
+@triton.jit
+def is_stopped(call_ptr):
+    """Return whether found_inf is set, by this call or before it: nothing may be written then."""
+    found_inf = tl.full([], 0.0, tl.float32)
+    found_inf_address = field(call_ptr, FOUND_INF)
+    if found_inf_address != 0:
+        found_inf = tl.load(float32_at(found_inf_address))
+    return found_inf != 0.0
+
+
+@triton.jit
 def addresses(call_ptr):
     """Return where the tensors' addresses begin."""
     return call_ptr + FIELDS
@@ -127,7 +147,7 @@ def size_of(packed):
 
 @triton.jit
 def is_small(packed):
-    """Tell whether a tensor takes a slot rather than chunks."""
+    """Return whether a tensor takes a slot rather than chunks."""
     return count_of(packed) * size_of(packed) < SMALL_BYTES
 
 

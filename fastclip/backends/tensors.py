@@ -1,7 +1,8 @@
-"""What a list of gradients may hold: duplicates, the unwritable, devices without foreach."""
+"""What a list of gradients may hold, and the arguments that tensors carry: for every backend."""
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
@@ -14,6 +15,8 @@ from torch.autograd import forward_ad
 from torch.utils._foreach_utils import _device_has_foreach_support
 from typing_extensions import TypeIs
 
+from .request import EPS
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -22,24 +25,34 @@ Key = TypeVar("Key", torch.device, torch.dtype)
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 """Types without behaviour of their own; any other type may redefine every operation."""
 
+_layout_of = operator.attrgetter("layout")
+_is_nested = operator.attrgetter("is_nested")
+_is_on_cpu = operator.attrgetter("is_cpu")
+
 
 class PlainTensors(list[Tensor]):
     """Tensors that ``are_plain``. What one step reads of them all, the next need not read again."""
 
     @cached_property
     def addresses(self) -> list[int]:
+        """Where the elements of each begin."""
         return list(map(Tensor.data_ptr, self))
 
     @cached_property
     def sizes(self) -> list[int]:
+        """How many elements each has."""
         return list(map(Tensor.numel, self))
 
     @cached_property
     def dtypes(self) -> set[torch.dtype]:
+        """All their dtypes."""
         return {t.dtype for t in self}
 
     @cached_property
     def devices(self) -> set[torch.device]:
+        """All their devices."""
+        if len(self) > 0 and all(map(_is_on_cpu, self)):
+            return {torch.device("cpu")}  # in half the time
         return {t.device for t in self}
 
 
@@ -83,7 +96,7 @@ def as_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Say whether every tensor is of torch's own types and keeps its elements in strided memory.
+    """Return whether every tensor is of torch's own types and lies in strided memory, not nested.
 
     Wrappers (subclasses, functorch), sparse tensors and tensors that are being traced are not: they
     have no address, or reading a value of theirs on the host fails. Nor are they while forward-mode
@@ -95,9 +108,9 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
         return False
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
-    return PLAIN_TYPES.issuperset(map(type, tensors)) and {t.layout for t in tensors} <= {
-        torch.strided
-    }
+    if not PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
+    return set(map(_layout_of, tensors)) <= {torch.strided} and not any(map(_is_nested, tensors))
 
 
 def without_empty(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -182,6 +195,8 @@ def identity(grad: Tensor) -> Hashable:
     Args:
         grad: a gradient of any kind, alive as long as the key is used.
     """
+    if torch.compiler.is_compiling():
+        return id(grad)  # a graph that is being traced has no addresses
     address = grad.data_ptr() if are_plain([grad]) else 0
     if address == 0:
         return id(grad)
@@ -241,3 +256,47 @@ def check_foreach(grads: Sequence[Tensor], foreach: bool | None) -> None:
             raise RuntimeError(
                 f"foreach=True was passed, but can't use the foreach API on {device.type} tensors"
             )
+
+
+def check_scalars(inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    """Check the two tensors that may come with every operation; see ``ClipRequest``.
+
+    Raises:
+        ValueError: one of them is no plain float32 tensor of one element.
+    """
+    for name, scalar in (("inv_scale", inv_scale), ("found_inf", found_inf)):
+        if scalar is None:
+            continue
+        if not isinstance(scalar, Tensor) or is_dtensor(scalar):
+            raise ValueError(
+                f"fastclip: {name} must be a plain tensor or None (got {type(scalar).__name__})"
+            )
+        if scalar.dtype != torch.float32 or scalar.numel() != 1:
+            raise ValueError(
+                f"fastclip: {name} must be a float32 tensor of one element "
+                f"(got {scalar.dtype}, shape {tuple(scalar.shape)})"
+            )
+
+
+def clip_coefficient(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:
+    """Compute the factor that brings ``total_norm`` down to ``max_norm``.
+
+    ``min(1, (1 / (total_norm + EPS)) * max_norm)``; NaN stays NaN.
+
+    Args:
+        max_norm: the largest norm that the gradients keep, a number or a 0-dim tensor.
+        total_norm: the norm of the gradients, on any device; no DTensor.
+
+    Returns:
+        A tensor of the shape and device of ``total_norm``, float64 if that is, else float32.
+
+    Raises:
+        TypeError: ``total_norm`` is no tensor.
+    """
+    if not isinstance(total_norm, Tensor):
+        torch.clamp(total_norm, max=1.0)  # raises torch's TypeError
+    dtype = torch.promote_types(total_norm.dtype, torch.float32)
+    inverse = (total_norm.to(dtype) + EPS).reciprocal()
+    if isinstance(max_norm, Tensor):
+        max_norm = max_norm.to(device=total_norm.device, dtype=dtype)
+    return torch.clamp(inverse * max_norm, max=1.0)

@@ -14,18 +14,31 @@ mesh: nothing tells a rank without it that the others add it up.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..tensors import by_device, has_dtensors, identity, is_dtensor, may_have_gradient
 from . import upcast
-from .checks import by_device, has_dtensors, identity, is_dtensor, may_have_gradient
+from .finite import flag_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Placement
+
+
+class Merged(NamedTuple):
+    """What the ranks of a mesh found together, the same on each.
+
+    Attributes:
+        norms: in float64, a plain tensor.
+        flag: whether ``found_inf`` is set on any rank, 0-dim; None where nobody asked.
+    """
+
+    norms: Tensor
+    flag: Tensor | None
 
 
 class ShardedList:
@@ -44,8 +57,12 @@ class ShardedList:
         self.slots = slots
         self.places = places
 
-    def total_norm(self, norm_type: float) -> Tensor:
+    def total_norm(self, norm_type: float, found_inf: Tensor | None = None) -> Merged:
         """Merge the norms of all slots and ranks; only for p > 0 and inf, where all may merge.
+
+        Args:
+            norm_type: the p of the p-norm.
+            found_inf: as in ``ClipRequest``; what is found comes along.
 
         Returns:
             The norm in float64: 0-dim, a plain tensor, the same bits on every rank.
@@ -58,10 +75,17 @@ class ShardedList:
                 norms = upcast.part_norms(group, norm_type)
                 parts += [_weigh(norm, share, norm_type) for norm in norms]
         row = upcast.merge_slices(_stack(parts), norm_type)
-        return self._merge(row.reshape(1), norm_type)[0]
+        flag = None
+        if found_inf is not None:
+            flag = flag_of([tensor for tensor, _ in held], found_inf, row, norm_type)
+        merged = self._merge(row.reshape(1), norm_type, flag)
+        return Merged(merged.norms[0], merged.flag)
 
-    def slot_norms(self, norm_type: float) -> Tensor:
+    def slot_norms(self, norm_type: float, found_inf: Tensor | None = None) -> Merged:
         """Merge the norm of each slot over the ranks.
+
+        Args:
+            norm_type, found_inf: as for ``total_norm``.
 
         Returns:
             Norms in float64, shape (number of slots,): a plain tensor, the same bits on every rank.
@@ -69,20 +93,25 @@ class ShardedList:
         """
         nothing = self._nothing(norm_type)
         norms: list[Tensor] = [nothing]  # first, so that all are stacked on the mesh's device
+        held: list[Tensor] = []
         for local in self._locals():
             if local is None:
                 norms.append(nothing)
             else:
                 tensor, share = local
+                held.append(tensor)
                 norms.append(_weigh(upcast.tensor_norm(tensor, norm_type), share, norm_type))
-        return self._merge(_stack(norms)[1:], norm_type)
+        row = _stack(norms)[1:]
+        flag = None
+        if found_inf is not None:
+            flag = flag_of(held, found_inf, upcast.merge_slices(row, norm_type), norm_type)
+        return self._merge(row, norm_type, flag)
 
-    def replicated(self, value: Tensor) -> Tensor:
-        """Return a value that all ranks of the mesh have as a DTensor that says so."""
-        from torch.distributed.tensor import DTensor, Replicate
-
-        placements = [Replicate()] * self.mesh.ndim
-        return DTensor.from_local(value, self.mesh, placements, run_check=False)
+    def flag(self, found_inf: Tensor) -> Tensor:
+        """Return whether any rank has ``found_inf`` set, or an element not finite: 0-dim bool."""
+        held = [local[0] for local in self._locals() if local is not None]
+        flag = flag_of(held, found_inf).to(self.mesh.device_type, torch.float32)
+        return self._gather(flag.reshape(1)).any()
 
     def _locals(self) -> list[tuple[Tensor, float] | None]:
         """Return this rank's elements of each slot with the share that they count for.
@@ -108,8 +137,19 @@ class ShardedList:
     def _nothing(self, norm_type: float) -> Tensor:
         return upcast.norm_of_nothing(norm_type, torch.device(self.mesh.device_type))
 
-    def _merge(self, row: Tensor, norm_type: float) -> Tensor:
-        """Merge the rows of all ranks, in one order everywhere: the bits are the same."""
+    def _merge(self, row: Tensor, norm_type: float, flag: Tensor | None) -> Merged:
+        """Merge the rows and the flags of all ranks, in one order everywhere: the bits are equal.
+
+        The flags travel with the norms, so that no rank is alone in what it finds.
+        """
+        if flag is None:
+            return Merged(upcast.merge_slices(self._gather(row), norm_type), None)
+        gathered = self._gather(torch.cat([row, flag.to(row).reshape(1)]))
+        norms = gathered[:, :-1].contiguous()
+        return Merged(upcast.merge_slices(norms, norm_type), gathered[:, -1].any())
+
+    def _gather(self, row: Tensor) -> Tensor:
+        """Return the rows of all ranks, shape (number of ranks, length of a row), plain."""
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         placements: list[Placement] = [Shard(0)] * self.mesh.ndim
@@ -119,20 +159,43 @@ class ShardedList:
         for dim in reversed(range(self.mesh.ndim)):
             placements[dim] = Replicate()
             rows = rows.redistribute(placements=placements)
-        return upcast.merge_slices(rows.to_local(), norm_type)
+        return rows.to_local()
 
 
-def list_of_tensors(tensors: Sequence[Tensor]) -> ShardedList | None:
+def replicated(value: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Return a value that all ranks of a mesh have as a DTensor that says so."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def list_of_tensors(
+    tensors: Sequence[Tensor | None], *, counts_once: bool = False
+) -> ShardedList | None:
     """Return tensors as the ranks of their mesh hold them; None without DTensors.
 
-    Every rank must have as many of them.
+    Every rank must have as many of them; None stands for one that counts for nothing.
+
+    Args:
+        tensors: the tensors.
+        counts_once: whether one that is given again adds nothing.
 
     Raises:
         RuntimeError: the DTensors lie on several meshes, or have a placement of an unknown class.
             Every rank raises it, and none has communicated yet.
     """
     mesh = _mesh_of(tensors)
-    return None if mesh is None else ShardedList(mesh, tensors, range(len(tensors)))
+    if mesh is None:
+        return None
+    seen: dict[Hashable, int] = {}
+    slots: list[Tensor | None] = []
+    places: list[int] = []
+    for i, tensor in enumerate(tensors):
+        if tensor is not None:
+            is_first = not counts_once or seen.setdefault(identity(tensor), i) == i
+            slots.append(tensor if is_first else None)
+            places.append(i)
+    return ShardedList(mesh, slots, places)
 
 
 def list_of_gradients(
@@ -158,7 +221,7 @@ def list_of_gradients(
     places: list[int] = []
     for i, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
         if grad is not None:
-            slots.append(grad if seen.setdefault(_key(grad), i) == i else None)
+            slots.append(grad if seen.setdefault(identity(grad), i) == i else None)
             places.append(i)
         elif may_have_gradient(parameter) and not _is_elsewhere(parameter, mesh):
             slots.append(None)
@@ -233,11 +296,6 @@ def _is_outside(mesh: DeviceMesh) -> bool:
 def _is_elsewhere(parameter: Tensor, mesh: DeviceMesh) -> bool:
     """Return whether a parameter is a DTensor on another mesh."""
     return is_dtensor(parameter) and parameter.device_mesh != mesh
-
-
-def _key(grad: Tensor) -> Hashable:
-    # A graph that is being traced has no addresses.
-    return id(grad) if torch.compiler.is_compiling() else identity(grad)
 
 
 def _without_partial(tensor: DTensor) -> DTensor:

@@ -4,24 +4,19 @@
 #include <ATen/MemoryOverlap.h>
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../cuda_launchers.h"
-#include "accelerator.h"
+#include "../accelerator.h"
+#include "../gradients.h"
 #include "dtensor.h"
-#include "gradients.h"
+#include "duplicates.h"
 #include "look_ahead.h"
+#include "reasons.h"
 #include "takes.h"
 
 namespace fastclip {
-
-// Thrown as Python's _C.UnsupportedError: the reference backend may still run the call.
-struct Unsupported {
-  std::vector<std::string> reasons;
-};
 
 inline bool to_dtype(at::ScalarType type, DType* dtype) {
   switch (type) {
@@ -42,48 +37,44 @@ inline bool to_dtype(at::ScalarType type, DType* dtype) {
   }
 }
 
-// Thrown as Python's _C.NonFiniteError, before any gradient is written.
-struct NonFinite {
-  at::Tensor total_norm;
-  std::vector<int64_t> positions;
-};
-
 // As Python writes it: "complex64", where C++ says ComplexFloat.
 inline std::string dtype_name(at::ScalarType type) {
   const auto name = py::str(py::cast(type)).cast<std::string>();
   return name.substr(name.find('.') + 1);
 }
 
-inline std::string why_unsupported(const at::Tensor& grad, Takes takes) {
+inline Reason why_unsupported(const at::Tensor& grad, Takes takes) {
   DType dtype;
-  if (is_dtensor(grad)) return kDTensorReason;
-  if (!is_supported_device(grad, takes)) {
-    return "device " + grad.device().str() + supported_devices(takes);
-  }
+  if (is_dtensor(grad)) return {ReasonKind::kTensors, kDTensorReason};
+  if (!is_supported_device(grad, takes)) return why_not_on_device(grad, takes);
+  const auto reason = [](std::string text) { return Reason{ReasonKind::kTensors, text}; };
   if (!to_dtype(grad.scalar_type(), &dtype)) {
-    return "dtype " + dtype_name(grad.scalar_type()) +
-           " (supported: float32, float64, bfloat16, float16)";
+    return reason("dtype " + dtype_name(grad.scalar_type()) +
+                  " (supported: float32, float64, bfloat16, float16)");
   }
-  if (grad.is_inference()) return "an inference tensor";
+  if (grad.is_inference()) return reason("an inference tensor");
   if (grad.key_set() != plain_cpu_keys() && !accelerator::is_plain(grad.unsafeGetTensorImpl())) {
-    return "a tensor with dispatch keys " + c10::toString(grad.key_set()) +
-           " (supported: plain strided tensors)";
+    return reason("a tensor with dispatch keys " + c10::toString(grad.key_set()) +
+                  " (supported: plain strided tensors)");
   }
-  if (!grad.is_non_overlapping_and_dense())
-    return "a tensor with gaps or with overlapping elements";
-  if (grad._fw_grad(0).defined()) return "a tensor that carries a forward-mode tangent";
-  return "data that is not aligned to its element size";
+  if (!grad.is_non_overlapping_and_dense()) {
+    return reason("a tensor with gaps or with overlapping elements");
+  }
+  if (grad._fw_grad(0).defined()) return reason("a tensor that carries a forward-mode tangent");
+  return reason("data that is not aligned to its element size");
 }
 
 class Collector {
  public:
-  Collector(size_t expected, Use use, Takes takes = Takes::kNative)
-      : writes_(use.writes), takes_norm_(use.takes_norm), takes_(takes) {
+  // `read`, unless null, receives the gradient of each source.
+  Collector(size_t expected, Use use, Takes takes, std::vector<at::Tensor>* read)
+      : writes_(use.writes), takes_norm_(use.takes_norm), takes_(takes), read_(read) {
     gradients_.tensors.reserve(expected);
     gradients_.entries.reserve(expected);
     gradients_.entry_of_source.reserve(expected);
     if (c10::impl::dispatch_mode_enabled()) {
-      throw Unsupported{{"a TorchDispatchMode is active, which must see every operation"}};
+      throw Unsupported(ReasonKind::kTensors,
+                        "a TorchDispatchMode is active, which must see every operation");
     }
   }
 
@@ -119,57 +110,42 @@ class Collector {
     const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, "grad"));
     if (!grad) throw py::error_already_set();
     if (!grad.is_none()) return add_tensor(grad.ptr());
-    if (takes_norm_ && may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);
+    if (takes_norm_ && may_have_gradient_elsewhere(object)) {
+      add_reason({ReasonKind::kTensors, kDTensorReason});
+    }
     skip();
   }
 
   void add_tensor(PyObject* object) {
     if (!THPVariable_Check(object)) {
-      throw Unsupported{{"gradient " + std::to_string(position()) + " is no tensor"}};
+      throw Unsupported(ReasonKind::kTensors,
+                        "gradient " + std::to_string(position()) + " is no tensor");
     }
     add(THPVariable_Unpack(object));
   }
 
-  // Ends a walk over parameters: equal gradients become one entry (see drop_duplicates), and
-  // gradients that overlap only in part are left to the reference backend, which takes them one
-  // after another.
-  Gradients finish_parameters() {
-    if (python_ran_) pack_again();
-    throw_reasons();
-    drop_duplicates();
-    return finish();
+  // A source without a gradient.
+  void skip() {
+    gradients_.entry_of_source.push_back(-1);
+    if (read_ != nullptr) read_->emplace_back();
   }
 
-  Gradients finish_tensors() {
-    if (python_ran_) pack_again();
-    throw_reasons();
-    return finish();
-  }
-
- private:
-  struct Span {
-    const char* begin;
-    const char* end;
-    int32_t entry;
-  };
-
-  void throw_reasons() {
-    if (!reasons_.empty()) throw Unsupported{std::move(reasons_)};
-  }
-
+  // Ends the walk. In a list that is written equal gradients become one entry, and gradients that
+  // overlap only in part are left to the reference backend, which takes them one after another.
   Gradients finish() {
+    if (python_ran_) pack_again();
+    throw_reasons();
+    if (writes_) drop_duplicates();
     for (const TensorEntry& entry : gradients_.entries) {
       gradients_.has_float64 |= entry.dtype == DType::kFloat64;
     }
-    if (gradients_.is_on_gpu || takes_ != Takes::kNative) {
-      gradients_.own();
-    } else {
-      gradients_.on_cpu = pack_for_cpu(&gradients_.entries);
-      // The references would cost a list of small gradients a tenth of its time, and the GIL, once
-      // released, may take milliseconds to come back: work for one thread alone goes without.
-      if (gradients_.on_cpu.list.span_count > 1) gradients_.own();
-    }
+    if (gradients_.is_on_gpu || takes_ != Takes::kNative) gradients_.own();
     return std::move(gradients_);
+  }
+
+ private:
+  void throw_reasons() {
+    if (!reasons_.empty()) throw Unsupported(std::move(reasons_));
   }
 
   void prepare_for_python() {
@@ -179,7 +155,6 @@ class Collector {
   }
 
   size_t position() const { return gradients_.entry_of_source.size(); }
-  void skip() { gradients_.entry_of_source.push_back(-1); }
 
   // torch's own errors for gradients that no backend may write to.
   void check_writable(const at::Tensor& grad) const {
@@ -226,6 +201,7 @@ class Collector {
     gradients_.entry_of_source.push_back(index);
     gradients_.is_on_gpu |= is_on_gpu(grad.unsafeGetTensorImpl());
     gradients_.add(grad, entry);
+    if (read_ != nullptr) read_->push_back(grad);
   }
 
   // A copy of the tensor: what is asked of a wrapper may run its Python code, which may replace it.
@@ -235,7 +211,7 @@ class Collector {
     add_reason(why_unsupported(grad, takes_));
   }
 
-  void add_reason(const std::string& reason) {
+  void add_reason(const Reason& reason) {
     if (std::find(reasons_.begin(), reasons_.end(), reason) == reasons_.end()) {
       reasons_.push_back(reason);
     }
@@ -279,111 +255,23 @@ class Collector {
     return storage.data_ptr().get_deleter() == allocator->raw_deleter();
   }
 
-  bool are_equal(int32_t a, int32_t b) const {
-    const TensorEntry& x = gradients_.entries[a];
-    const TensorEntry& y = gradients_.entries[b];
-    return x.data == y.data && x.count == y.count && x.dtype == y.dtype &&
-           gradients_.tensors[a]->strides() == gradients_.tensors[b]->strides();
-  }
-
-  // Makes equal gradients one entry and refuses those that overlap in part.
   void drop_duplicates() {
-    std::vector<int32_t> first_equal;  // per entry, -1 for none; made when a duplicate is found
-    find_repeated_tensors(&first_equal);
-    find_overlaps(&first_equal);
+    Duplicates duplicates(&gradients_);
+    if (all_may_share_ ? duplicates.find_among_all() : duplicates.find(sharing_)) {
+      add_reason({ReasonKind::kTensors, "gradients that overlap in part"});
+    }
     throw_reasons();
-    if (!first_equal.empty()) remove_entries(first_equal);
-  }
-
-  void mark_equal(int32_t first, int32_t entry, std::vector<int32_t>* first_equal) const {
-    if (first_equal->empty()) first_equal->assign(gradients_.entries.size(), -1);
-    (*first_equal)[entry] = first;
-  }
-
-  // Memory that is not shared belongs to one tensor, which the list may hold twice. For 1000
-  // tensors a hash table takes 10 us less than a sort.
-  void find_repeated_tensors(std::vector<int32_t>* first_equal) const {
-    const auto size = static_cast<int32_t>(gradients_.tensors.size());
-    size_t mask = 1;
-    while (mask < 2 * static_cast<size_t>(size)) mask *= 2;
-    std::vector<int32_t> table(mask, -1);  // entries by the address of their tensor; -1 where free
-    --mask;
-    for (int32_t i = 0; i < size; ++i) {
-      const c10::TensorImpl* const impl = gradients_.tensors[i];
-      const uint64_t mixed = reinterpret_cast<uintptr_t>(impl) * uint64_t{0x9E3779B97F4A7C15};
-      size_t slot = (mixed >> 32) & mask;
-      while (table[slot] >= 0 && gradients_.tensors[table[slot]] != impl) slot = (slot + 1) & mask;
-      if (table[slot] >= 0) {
-        mark_equal(table[slot], i, first_equal);
-      } else {
-        table[slot] = i;
-      }
-    }
-  }
-
-  // Finds, among the gradients whose memory may be shared, equal ones and those that overlap in
-  // part.
-  void find_overlaps(std::vector<int32_t>* first_equal) {
-    if (all_may_share_) {
-      sharing_.resize(gradients_.entries.size());
-      std::iota(sharing_.begin(), sharing_.end(), 0);
-    }
-    std::vector<Span> spans;
-    for (const int32_t i : sharing_) {
-      const TensorEntry& entry = gradients_.entries[i];
-      if (entry.count > 0) {
-        spans.push_back({entry.data, entry.data + entry.count * element_size(entry.dtype), i});
-      }
-    }
-    if (spans.size() < 2) return;
-    const auto before = [](const Span& a, const Span& b) {
-      return a.begin != b.begin ? a.begin < b.begin : a.entry < b.entry;
-    };
-    if (!std::is_sorted(spans.begin(), spans.end(), before)) {
-      std::sort(spans.begin(), spans.end(), before);
-    }
-    const Span* reach = &spans[0];  // the span that ends last so far
-    for (size_t i = 1; i < spans.size(); ++i) {
-      if (spans[i].begin < reach->end) {
-        if (!are_equal(reach->entry, spans[i].entry)) {
-          reasons_.push_back("gradients that overlap in part");
-          return;
-        }
-        mark_equal(reach->entry, spans[i].entry, first_equal);
-      }
-      if (spans[i].end > reach->end) reach = &spans[i];
-    }
-  }
-
-  void remove_entries(const std::vector<int32_t>& first_equal) {
-    std::vector<int32_t> kept(first_equal.size());
-    int32_t size = 0;
-    for (size_t i = 0; i < first_equal.size(); ++i) {
-      if (const int32_t first = first_equal[i]; first >= 0) {
-        if (gradients_.tensors[i] != gradients_.tensors[kept[first]]) {
-          gradients_.duplicates.push_back(gradients_.tensors[i]);
-        }
-        continue;
-      }
-      kept[i] = size;
-      gradients_.entries[size] = gradients_.entries[i];
-      gradients_.tensors[size] = gradients_.tensors[i];
-      ++size;
-    }
-    gradients_.entries.resize(size);
-    gradients_.tensors.resize(size);
-    for (int32_t& entry : gradients_.entry_of_source) {
-      if (entry >= 0) entry = kept[first_equal[entry] >= 0 ? first_equal[entry] : entry];
-    }
+    duplicates.remove();
   }
 
   LookAhead ahead_;
   Gradients gradients_;
   std::vector<int32_t> sharing_;  // entries whose memory may be shared, ascending
-  std::vector<std::string> reasons_;
+  std::vector<Reason> reasons_;
   bool writes_;
   bool takes_norm_;
   Takes takes_;
+  std::vector<at::Tensor>* read_;
   bool python_ran_ = false;
   bool all_may_share_ = false;
 };

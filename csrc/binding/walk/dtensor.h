@@ -7,7 +7,7 @@
 
 namespace fastclip {
 
-// Packing by torch's operations says the same (fastclip/backends/triton/packing.py).
+// Packing by torch's operations says the same (fastclip/backends/triton/torch_list.py).
 constexpr const char* kDTensorReason =
     "a DTensor, whose ranks clip together (supported: plain strided tensors)";
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.utils._foreach_utils import _device_has_foreach_support
 
-from .checks import are_plain, by_dtype, sizes_of
+from ..tensors import are_plain, by_dtype, sizes_of
 
 MAX_SLICE_SIZE = 2**24
 """Elements converted at once at most: 128 MB of float64, 256 MB of complex128."""
@@ -75,13 +75,16 @@ def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
         A 0-dim tensor on the same device: float64 (float32 on devices without float64); 0 for a
         tensor without elements.
     """
-    values = stored_values(tensor)
-    if values.numel() == 0:
-        return torch.zeros((), dtype=_real_dtype(values), device=values.device)
-    if are_plain([values]) and values.is_cpu and values.dtype in _CPU_DTYPES:
-        norms = [_cpu_norm(part, norm_type) for part in _cpu_parts([values], norm_type)]
-    else:
-        norms = [_norm(piece, norm_type) for piece in slices_of(values, MAX_SLICE_SIZE)]
+    norms: list[Tensor] = []
+    for values in stored_parts(tensor):
+        if values.numel() == 0:
+            continue
+        if are_plain([values]) and values.is_cpu and values.dtype in _CPU_DTYPES:
+            norms.extend(_cpu_norm(part, norm_type) for part in _cpu_parts([values], norm_type))
+        else:
+            norms.extend(_norm(piece, norm_type) for piece in slices_of(values, MAX_SLICE_SIZE))
+    if not norms:
+        return torch.zeros((), dtype=real_dtype(tensor.device), device=tensor.device)
     return norms[0] if len(norms) == 1 else merge_slices(torch.stack(norms), norm_type)
 
 
@@ -122,6 +125,16 @@ def norm_of_nothing(norm_type: float, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
+def stored_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors of a nested tensor, views of its memory; of any other its stored values.
+
+    A nested tensor that is being traced stays whole: how many tensors it holds is not known.
+    """
+    if tensor.is_nested and not torch.compiler.is_compiling():
+        return list(tensor.unbind())
+    return [stored_values(tensor)]
+
+
 def stored_values(tensor: Tensor) -> Tensor:
     """Return the values of a sparse tensor, in float64 where indices repeat; else the tensor."""
     if tensor.layout is torch.sparse_coo:
@@ -158,21 +171,24 @@ def slices_of(tensor: Tensor, size: int) -> Iterator[Tensor]:
         yield from ordered.split(size // row_size)
 
 
-def _real_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the widest real dtype of the tensor's device."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64  # Metal has no float64
+def real_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest real dtype of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
 
 
 def _wide_dtype(tensor: Tensor) -> torch.dtype:
     """Return the widest dtype of the tensor's device, complex if the tensor is."""
-    real = _real_dtype(tensor)
-    return real.to_complex() if tensor.is_complex() else real
+    real = real_dtype(tensor.device)
+    if not tensor.is_complex():
+        return real
+    # Not by to_complex(), which torch.compile cannot trace.
+    return torch.complex128 if real == torch.float64 else torch.complex64
 
 
 def _norm(piece: Tensor, norm_type: float) -> Tensor:
     if norm_type == 0:
         # vector_norm counts no complex element whose real part is 0.
-        return torch.count_nonzero(piece).to(_real_dtype(piece))
+        return torch.count_nonzero(piece).to(real_dtype(piece.device))
     if are_plain([piece]) and piece.device.type in _KNOWN_DEVICES:
         return torch.linalg.vector_norm(piece, norm_type, dtype=_wide_dtype(piece))
     try:
@@ -180,7 +196,7 @@ def _norm(piece: Tensor, norm_type: float) -> Tensor:
     except (RuntimeError, TypeError):
         # A subclass or a device out of torch's tree may have the norm without `dtype` alone, which
         # is how torch calls it. It accumulates as it does, then.
-        return torch.linalg.vector_norm(piece, norm_type).to(_real_dtype(piece))
+        return torch.linalg.vector_norm(piece, norm_type).to(real_dtype(piece.device))
 
 
 def _cpu_norm(part: Tensor, norm_type: float) -> Tensor:

@@ -1,0 +1,323 @@
+// The bound list: the gradients of some sources, read at each operation, and the operations.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "changes.h"
+#include "packing.h"
+#include "targets.h"
+#include "walk/collector.h"
+
+namespace fastclip {
+
+using Multiplier = std::variant<double, at::Tensor, std::vector<at::Tensor>>;
+
+// The arguments of a clip: see ClipRequest in fastclip/backends/request.py.
+struct ClipRequest {
+  MaxNorm max_norm;
+  double norm_type;
+  bool error_if_nonfinite;
+  std::optional<at::Tensor> inv_scale;
+  std::optional<at::Tensor> found_inf;
+  bool writes;
+  std::optional<at::ScalarType> dtype;
+};
+
+class GradList {
+ public:
+  GradList(py::list sources, int kind, int takes)
+      : sources_(std::move(sources)),
+        kind_(static_cast<Kind>(kind)),
+        takes_(static_cast<Takes>(takes)) {}
+
+  // A list whose sources are the gradients themselves. Each of its operations still walks them: a
+  // tensor may be given other memory, another dtype or another device.
+  std::unique_ptr<GradList> hold(bool takes_norm) const {
+    std::vector<at::Tensor> read;
+    Gradients gradients = walk(takes_norm, &read);
+    gradients.own();
+    py::list tensors;
+    for (const at::Tensor& tensor : read) {
+      tensors.append(tensor.defined() ? py::cast(tensor) : py::none());
+    }
+    const Kind kind = kind_ == Kind::kReadOnly ? Kind::kReadOnly : Kind::kTensors;
+    auto held = std::make_unique<GradList>(std::move(tensors), static_cast<int>(kind),
+                                           static_cast<int>(takes_));
+    held->is_held_ = true;
+    if (takes_ != Takes::kNative) held->packing_.emplace(std::move(gradients));
+    return held;
+  }
+
+  Found clip(const ClipRequest& request, CudaMode mode) {
+    check_norm_type(request.norm_type);
+    if (request.writes) check_writes();
+    Gradients gradients = walk(/*takes_norm=*/true);
+    const NormOptions options =
+        options_of(gradients, request.norm_type, request.dtype, request.error_if_nonfinite);
+    const Finish finish{max_norm_of(request.max_norm, gradients),
+                        copy_if_held(gradients, inv_scale_of(request.inv_scale))};
+    FoundInf found_inf(request.found_inf);
+    Found found(options, gradients);
+    found.parts = split_by_device(&gradients);
+    if (found.parts.empty()) return found;
+    const KeepDenormals keep_denormals;
+    if (is_long(found.parts) || !PNorm::streams(options.norm_type)) gradients.own();
+    {
+      const WithoutGil without_gil(gradients);
+      check_not_capturing(options, found.parts);
+      prepare(&found.parts, /*has_sums=*/true);
+      found_inf.spread(found.parts);
+      clip_parts(gradients, finish, request.writes, mode, &found_inf, &found);
+    }
+    note(found_inf, /*has_changed=*/request.writes);
+    found.forget_entries();
+    return found;
+  }
+
+  // The arguments of Python's Sums.
+  auto reduce(double norm_type, std::optional<at::ScalarType> dtype,
+              const std::optional<at::Tensor>& flag) {
+    check_norm_type(norm_type);
+    Gradients gradients = walk(/*takes_norm=*/true);
+    FoundInf found_inf(flag);
+    Found found(options_of(gradients, norm_type, dtype, false), gradients);
+    found.parts = split_by_device(&gradients);
+    if (!found.parts.empty()) {
+      const KeepDenormals keep_denormals;
+      if (is_long(found.parts) || !PNorm::streams(norm_type)) gradients.own();
+      const WithoutGil without_gil(gradients);
+      prepare(&found.parts, /*has_sums=*/true);
+      found_inf.spread(found.parts);
+      NormOfParts(&found, &found_inf).reduce();
+    }
+    note(found_inf, /*has_changed=*/false);
+    return found.sums();
+  }
+
+  // Returns whether there are gradients.
+  bool scale(const Multiplier& by, const std::optional<at::Tensor>& inv_scale,
+             const std::optional<at::Tensor>& found_inf) {
+    return scale_by({.by = &by}, inv_scale, found_inf);
+  }
+
+  // The same, by the coefficient of a norm.
+  bool scale_by_norm(const MaxNorm& max_norm, const at::Tensor& total_norm,
+                     const std::optional<at::Tensor>& inv_scale,
+                     const std::optional<at::Tensor>& found_inf) {
+    if ((!is_gpu_tensor(total_norm) && !is_plain_cpu_tensor(total_norm)) || total_norm.dim() != 0 ||
+        !is_float(total_norm)) {
+      throw Unsupported(ReasonKind::kCall,
+                        "total_norm must be a plain 0-dim floating-point tensor");
+    }
+    return scale_by({.max_norm = &max_norm, .total_norm = &total_norm}, inv_scale, found_inf);
+  }
+
+  // targets[i] = gradients[i] * factor, for the gradients that count once, in order.
+  void scale_into(const std::vector<at::Tensor>& targets, const Multiplier& by,
+                  const std::optional<at::Tensor>& inv_scale,
+                  const std::optional<at::Tensor>& flag) {
+    Gradients gradients = walk(/*takes_norm=*/false);
+    Parts parts = split_by_device(&gradients, addresses_of(targets, gradients));
+    const Factor factor = factor_of({.by = &by}, inv_scale, gradients, parts);
+    FoundInf found_inf(flag);
+    if (parts.empty()) return;
+    const bool looks = must_look(found_inf);
+    const KeepDenormals keep_denormals;
+    if (is_long(parts)) gradients.own();
+    const WithoutGil without_gil(gradients);
+    prepare_change(&parts, looks, &found_inf);
+    for (const at::Tensor& target : targets) target.unsafeGetTensorImpl()->bump_version();
+    scale_parts(gradients, parts, factor, &found_inf);
+  }
+
+  // Returns whether there are gradients.
+  bool clamp(double clip_value, const std::optional<at::Tensor>& inv_scale,
+             const std::optional<at::Tensor>& flag) {
+    check_writes();
+    Gradients gradients = walk(/*takes_norm=*/false);
+    check_clip_value(gradients, clip_value);
+    const Scalar scalar = copy_if_held(gradients, inv_scale_of(inv_scale));
+    FoundInf found_inf(flag);
+    Parts parts = split_by_device(&gradients);
+    if (parts.empty()) return false;
+    const bool looks = must_look(found_inf);
+    note(found_inf, /*has_changed=*/true);
+    if (is_long(parts)) gradients.own();
+    const WithoutGil without_gil(gradients);
+    prepare_change(&parts, looks, &found_inf);
+    clamp_parts(gradients, parts, clip_value, scalar, &found_inf);
+    return true;
+  }
+
+  // Of a held list for Triton's kernels.
+  const Packing& packing() const {
+    TORCH_CHECK(packing_, "GradList: only a held list for Triton's kernels is packed");
+    return *packing_;
+  }
+
+  const py::list& sources() const { return sources_; }
+  void clear() { sources_ = py::list(); }
+
+ private:
+  // What scale() was given: a multiplier, or a norm and its limit.
+  struct Given {
+    const Multiplier* by = nullptr;
+    const MaxNorm* max_norm = nullptr;
+    const at::Tensor* total_norm = nullptr;
+  };
+
+  // `read`, unless null, receives the gradient of each source, undefined where there is none. A
+  // `.grad` may be a property that runs Python code, so the list is indexed afresh at each step.
+  Gradients walk(bool takes_norm, std::vector<at::Tensor>* read = nullptr) const {
+    PyObject* const list = sources_.ptr();
+    const Use use{kind_ != Kind::kReadOnly, takes_norm};
+    Collector collector(static_cast<size_t>(PyList_GET_SIZE(list)), use, takes_, read);
+    const auto object_at = [&](size_t i) -> PyObject* {
+      const auto index = static_cast<Py_ssize_t>(i);
+      return index < PyList_GET_SIZE(list) ? PyList_GET_ITEM(list, index) : nullptr;
+    };
+    const bool are_parameters = kind_ == Kind::kParameters;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+      PyObject* const object = PyList_GET_ITEM(list, i);
+      if (are_parameters) collector.look_ahead(static_cast<size_t>(i), object_at);
+      if (THPVariable_CheckTypeExact(Py_TYPE(object))) {
+        are_parameters ? collector.add_parameter(THPVariable_Unpack(object))
+                       : collector.add_tensor(object);
+        continue;
+      }
+      if (is_held_ && object == Py_None) {
+        collector.skip();
+        continue;
+      }
+      // Whose Python code may drop it from the list.
+      const auto kept = py::reinterpret_borrow<py::object>(object);
+      are_parameters ? collector.add_parameter(object) : collector.add_tensor(object);
+    }
+    return collector.finish();
+  }
+
+  static NormOptions options_of(const Gradients& gradients, double norm_type,
+                                std::optional<at::ScalarType> dtype, bool error_if_nonfinite) {
+    const bool is_float64 = dtype ? *dtype == at::kDouble : gradients.has_float64;
+    return {norm_type, is_float64, error_if_nonfinite};
+  }
+
+  // A graph that is captured runs later: nothing can be read back.
+  static void check_not_capturing(const NormOptions& options, const Parts& parts) {
+    TORCH_CHECK(!options.error_if_nonfinite || !is_capturing(parts),
+                "fastclip: error_if_nonfinite must be False while a CUDA graph is captured",
+                " (the norm would have to be read back)");
+  }
+
+  void check_writes() const {
+    TORCH_CHECK_VALUE(kind_ != Kind::kReadOnly,
+                      "fastclip: a list that is read only is not written");
+  }
+
+  // Only error_if_nonfinite waits for the norm.
+  static void clip_parts(const Gradients& gradients, const Finish& finish, bool writes,
+                         CudaMode mode, FoundInf* found_inf, Found* found) {
+    NormOfParts norm(found, found_inf);
+    const bool is_on_one_gpu = found->parts.size() == 1 && found->parts[0].is_gpu();
+    if (is_on_one_gpu && writes) {
+      norm.clip(finish, mode);
+      found_inf->merge(found->parts);
+    } else {
+      norm.finish(finish);
+    }
+    const Finished& finished = found->finished;
+    const bool is_refused =
+        found->options.error_if_nonfinite && !std::isfinite(finished.total_norm.item<double>());
+    if (!writes || is_refused) return;
+    if (is_on_one_gpu) return gradients.bump_versions();
+    Factor factor;
+    factor.by = finished.clip_coef;
+    factor.inv_scale = finish.inv_scale;
+    factor.is_float64 = found->options.is_float64;
+    scale_parts(gradients, found->parts, factor, found_inf);
+  }
+
+  bool scale_by(const Given& given, const std::optional<at::Tensor>& inv_scale,
+                const std::optional<at::Tensor>& flag) {
+    check_writes();
+    Gradients gradients = walk(/*takes_norm=*/false);
+    Parts parts = split_by_device(&gradients);
+    const Factor factor = factor_of(given, inv_scale, gradients, parts);
+    FoundInf found_inf(flag);
+    if (parts.empty()) return false;
+    const bool looks = must_look(found_inf);
+    note(found_inf, /*has_changed=*/true);
+    const KeepDenormals keep_denormals;
+    if (is_long(parts)) gradients.own();
+    const WithoutGil without_gil(gradients);
+    prepare_change(&parts, looks, &found_inf);
+    scale_parts(gradients, parts, factor, &found_inf);
+    return true;
+  }
+
+  static Factor factor_of(const Given& given, const std::optional<at::Tensor>& inv_scale,
+                          const Gradients& gradients, const Parts& parts) {
+    Factor factor;
+    factor.inv_scale = copy_if_held(gradients, inv_scale_of(inv_scale));
+    if (parts.empty()) return factor;
+    if (given.total_norm != nullptr) {
+      const Scalar norm = scalar_of(*given.total_norm);
+      factor.max_norm = max_norm_of(*given.max_norm, gradients);
+      if (norm.is_on_gpu() && !gradients.is_on_gpu) {
+        throw Unsupported(ReasonKind::kCall,
+                          "total_norm is on a GPU and the gradients are on the CPU");
+      }
+      factor.total_norm = copy_if_held(gradients, norm);
+      factor.is_float64 = given.total_norm->scalar_type() == at::kDouble;
+    } else if (const double* const number = std::get_if<double>(given.by)) {
+      factor.by = *number;
+      factor.is_float64 = true;
+    } else if (const at::Tensor* const tensor = std::get_if<at::Tensor>(given.by)) {
+      check_multiplier(*tensor, 1);
+      TORCH_CHECK_VALUE(tensor->dim() == 0, "fastclip: a tensor to multiply by must be 0-dim (got ",
+                        tensor->dim(), " dimensions)");
+      factor.by = copy_if_held(gradients, scalar_of(*tensor));
+      factor.is_float64 = tensor->scalar_type() == at::kDouble;
+    } else {
+      factor.each = std::get<std::vector<at::Tensor>>(*given.by);
+      check_multipliers(factor.each, parts);
+      for (at::Tensor& each : factor.each) {
+        if (is_gpu_tensor(each)) each = copy_if_held(gradients, each).tensor;
+      }
+      factor.is_float64 = factor.each[0].scalar_type() == at::kDouble;
+    }
+    return factor;
+  }
+
+  // Whether the elements must be looked at for found_inf. reduce() or clip() of this held list may
+  // have done that already.
+  bool must_look(const FoundInf& found_inf) const {
+    const bool is_checked = checked_.defined() && checked_.is_same(found_inf.tensor());
+    return found_inf.is_given() && !is_checked;
+  }
+
+  // Prepares parts that are going to be written, after a look at their elements where that is due.
+  static void prepare_change(Parts* parts, bool looks, FoundInf* found_inf) {
+    prepare(parts, /*has_sums=*/looks);
+    found_inf->spread(*parts);
+    if (looks) find_inf(*parts, found_inf);
+  }
+
+  // Remembers, of a held list, which found_inf its gradients were checked for as they are.
+  void note(const FoundInf& found_inf, bool has_changed) {
+    if (is_held_) checked_ = has_changed ? at::Tensor() : found_inf.tensor();
+  }
+
+  py::list sources_;
+  Kind kind_;
+  Takes takes_;
+  bool is_held_ = false;  // the sources are gradients, None where there was none
+  at::Tensor checked_;    // the found_inf that the held gradients were checked for
+  std::optional<Packing> packing_;
+};
+
+}  // namespace fastclip
