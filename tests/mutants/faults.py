@@ -5,10 +5,12 @@ from dataclasses import dataclass
 KERNELS = "csrc/cpu/chunk_kernels.h"
 VECTORS = "csrc/cpu/vectors.h"
 TENSOR_LIST = "csrc/tensor_list.h"
-ENGINE = "csrc/binding/engine.h"
-COLLECTOR = "csrc/binding/collector.h"
+ENGINE = "csrc/cpu_engine.h"
+COLLECTOR = "csrc/binding/walk/collector.h"
 GRADIENTS = "csrc/binding/gradients.h"
-CPU = "csrc/binding/cpu.h"
+CHANGES = "csrc/binding/changes.h"
+NORMS = "csrc/binding/norms.h"
+GRAD_LIST = "csrc/binding/grad_list.h"
 COEFFICIENT = "csrc/coefficient.h"
 
 
@@ -51,7 +53,7 @@ FAULTS = (
     ),
     Fault(
         "chunks depend on the number of threads",
-        GRADIENTS,
+        ENGINE,
         "list.chunk_size = choose_chunk_size(total_count);",
         "list.chunk_size = choose_chunk_size(total_count) * at::get_num_threads();",
         ("test_native_bits.py::test_same_bits_for_any_number_of_threads",),
@@ -59,15 +61,15 @@ FAULTS = (
     Fault(
         "a coefficient of 1 is written",
         ENGINE,
-        "if (clip_coef >= 1) return;",
-        "if (clip_coef > 1) return;",
+        "if (chosen >= 1) return inv_scale != 1;",
+        "if (chosen > 1) return inv_scale != 1;",
         ("test_native_memory.py::test_nothing_is_written_unless_it_must_be",),
     ),
     Fault(
         "a NaN coefficient is not written",
         ENGINE,
-        "if (clip_coef >= 1) return;",
-        "if (!(clip_coef < 1)) return;",
+        "if (chosen >= 1) return inv_scale != 1;",
+        "if (!(chosen < 1)) return inv_scale != 1;",
         ("test_native_memory.py::test_a_norm_that_is_not_finite_is_written",),
     ),
     Fault(
@@ -87,7 +89,7 @@ FAULTS = (
     Fault(
         "a shared gradient is scaled twice",
         COLLECTOR,
-        "    drop_duplicates();\n",
+        "    if (writes_) drop_duplicates();\n",
         "",
         ("test_native_tensors.py::test_a_gradient_of_two_parameters_is_clipped_once",),
     ),
@@ -101,15 +103,15 @@ FAULTS = (
     Fault(
         "a DTensor that has no gradient here is passed over",
         COLLECTOR,
-        "    if (takes_norm_ && may_have_gradient_elsewhere(object)) add_reason(kDTensorReason);\n",
-        "",
+        "    if (takes_norm_ && may_have_gradient_elsewhere(object)) {",
+        "    if (false && may_have_gradient_elsewhere(object)) {",
         ("test_dtensor.py::test_dtensors_on_one_mesh[1]",),
     ),
     Fault(
         "a list without gradients has a norm of its own",
-        "csrc/binding/parameter_list.h",
-        "  if (gradients.entries.empty()) return std::nullopt;\n",
-        "",
+        NORMS,
+        "    if (!finished.total_norm.defined()) return std::nullopt;\n",
+        "    if (!finished.total_norm.defined()) return scalar_tensor(0, false);\n",
         ("test_nothing_to_clip.py::test_the_norm_of_nothing_follows_torchs_defaults",),
     ),
     Fault(
@@ -141,17 +143,52 @@ FAULTS = (
     ),
     Fault(
         "versions stay as they were",
-        CPU,
-        "double clip_coef) {\n  bump_versions(gradients);\n",
-        "double clip_coef) {\n",
+        CHANGES,
+        "  if (parts[0].targets.empty()) gradients.bump_versions();\n",
+        "",
         ("test_native_parameters.py::test_each_write_bumps_each_version_by_1_written_or_not",),
     ),
     Fault(
         "the GIL is held during a reduction",
-        CPU,
-        "  const WithoutGil without_gil(gradients);\n  Reduction result",
-        "  Reduction result",
+        GRAD_LIST,
+        "      const WithoutGil without_gil(gradients);\n      check_not_capturing",
+        "      check_not_capturing",
         ("test_native_threads.py::test_other_threads_run_during_a_call",),
+    ),
+    Fault(
+        "an overflowed sum of finite elements sets found_inf",
+        ENGINE,
+        "if (!std::isfinite(largest)) any_inf.store(true, std::memory_order_relaxed);",
+        "any_inf.store(largest >= 0, std::memory_order_relaxed);",
+        ("test_grad_list.py::test_a_sum_that_overflows_sets_no_flag[native]",),
+    ),
+    Fault(
+        "a gradient that found_inf protects is scaled",
+        CHANGES,
+        "    } else if (!found_inf->stops(i)) {\n      scale_entries",
+        "    } else {\n      scale_entries",
+        ("test_grad_list.py::test_a_flag_that_is_set_already_stays_and_stops_every_write[native]",),
+    ),
+    Fault(
+        "a coefficient of 1 leaves out inv_scale",
+        ENGINE,
+        "if (chosen >= 1) return inv_scale != 1;",
+        "if (chosen >= 1) return false;",
+        ("test_grad_list.py::test_a_clip_unscales_measures_and_rescales[native-0.125]",),
+    ),
+    Fault(
+        "coefficient and inv_scale are multiplied in float64 alone",
+        COEFFICIENT,
+        "if (is_wide) return clip_coef * inv_scale;",
+        "if (is_wide || !is_wide) return clip_coef * inv_scale;",
+        ("test_grad_list.py::test_a_clip_unscales_measures_and_rescales[native-3.0]",),
+    ),
+    Fault(
+        "a held list counts as checked whatever it was checked for",
+        GRAD_LIST,
+        "checked_.defined() && checked_.is_same(found_inf.tensor());",
+        "is_held_;",
+        ("test_grad_list.py::test_writes_look_for_inf_before_they_write[native-True]",),
     ),
     Fault(
         "a tail of one element is left out of a reduction",

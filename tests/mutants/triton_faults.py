@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 FOLDER = "fastclip/backends/triton"
+ARGUMENTS = f"{FOLDER}/arguments.py"
+BACKEND = f"{FOLDER}/backend.py"
 CALL = f"{FOLDER}/call.py"
 LAUNCHES = f"{FOLDER}/launches.py"
+KERNELS = f"{FOLDER}/device/kernels.py"
 NORM = f"{FOLDER}/device/norm.py"
 REDUCE = f"{FOLDER}/device/reduce.py"
 SCALE = f"{FOLDER}/device/scale.py"
@@ -188,22 +191,22 @@ FAULTS = (
     TritonFault(
         "a coefficient of 1 is written",
         NORM,
-        "not (clip_coef >= 1.0 and",
-        "not (clip_coef > 1.0 and",
+        "clip_coef, 0.0) >= 1.0)",
+        "clip_coef, 0.0) > 1.0)",
         "test_triton.py::test_gradients_are_read_once_and_nothing_beside_them[fused-2.0]",
     ),
     TritonFault(
         "a NaN coefficient is not written",
         NORM,
-        "not (clip_coef >= 1.0 and inv_scale == 1.0)",
-        "clip_coef < 1.0 or inv_scale != 1.0",
+        "~(tl.where(inv_scale == 1.0, clip_coef, 0.0) >= 1.0)",
+        "tl.where(inv_scale == 1.0, clip_coef, 0.0) < 1.0",
         "test_triton_hazards.py::test_the_coefficient_of_a_norm_that_is_not_finite_is_written[nan]",
     ),
     TritonFault(
         "a negative inv_scale makes a negative norm",
         NORM,
-        "tl.abs(tl.load(float32_at(inv_scale_address)).to(tl.float64))",
-        "tl.load(float32_at(inv_scale_address)).to(tl.float64)",
+        "tl.abs(inv_scale_in(call_ptr, tl.float64))",
+        "inv_scale_in(call_ptr, tl.float64)",
         "test_triton.py::test_found_inf_is_set_and_nothing_written[3-None-fused]",
     ),
     TritonFault(
@@ -216,7 +219,7 @@ FAULTS = (
     TritonFault(
         "found_inf of before the call does not protect the gradients",
         NORM,
-        "tl.load(float32_at(found_inf)) == 0.0",
+        "not is_stopped(call_ptr)",
         "norm < INF",
         "test_triton.py::test_found_inf_is_set_and_nothing_written[3-None-fused]",
     ),
@@ -224,7 +227,8 @@ FAULTS = (
         "found_inf is cleared by a group without an inf",
         NORM,
         "if FINDS_INF:\n",
-        "if FINDS_INF:\n            tl.store(float32_at(field(call_ptr, FOUND_INF)), 0.0)\n",
+        "if FINDS_INF:\n            found_ptr = field(call_ptr, FOUND_INF)\n"
+        "            tl.store(found_ptr.to(tl.pointer_type(tl.float32)), 0.0)\n",
         "test_triton.py::test_found_inf_is_set_and_nothing_written[3-inf-fused]",
     ),
     TritonFault(
@@ -286,15 +290,15 @@ FAULTS = (
     TritonFault(
         "a product that is NaN is not written to its target",
         SCALE,
-        "tl.full(wide.shape, 1, tl.int1)",
-        "wide == wide",
+        "return multiplied(x, value), tl.full(x.shape, 1, tl.int1)",
+        "return multiplied(x, value), x == x",
         "test_triton_hazards.py::test_nan_reaches_a_target[dtype0-shifts0]",
     ),
     TritonFault(
         "a tensor's coefficient of 1 is written",
         SCALE,
-        "~(values >= 1.0)",
-        "~(values > 1.0)",
+        "is_due = mask & is_due if FORM == WHERE_DUE else mask",
+        "is_due = mask",
         "test_triton.py::test_a_coefficient_for_each_tensor[dtype0]",
     ),
     TritonFault(
@@ -307,8 +311,8 @@ FAULTS = (
     TritonFault(
         "a clip is fused that nobody asked for",
         LAUNCHES,
-        "if clip_mode() != FUSED:",
-        'if clip_mode() == "split":',
+        "request.writes and is_fused()",
+        "request.writes and not is_fused()",
         "test_triton_launches.py::test_a_clip_is_two_launches",
     ),
     TritonFault(
@@ -321,8 +325,131 @@ FAULTS = (
     TritonFault(
         "a fused clip that was refused is not tried again",
         CALL,
-        "if not is_cooperative and not is_passing(error):",
-        "if not is_passing(error):",
+        "if not is_cooperative and not is_transient(error):",
+        "if not is_transient(error):",
         "test_triton_launches.py::test_a_fused_clip_that_is_refused_raises_and_is_tried_again",
+    ),
+    TritonFault(
+        "a scale is written though found_inf is set",
+        KERNELS,
+        "if is_due and not is_stopped(call_ptr):",
+        "if is_due:",
+        "test_triton_operations.py::test_scale_by_a_number_is_a_float64_product[all]",
+    ),
+    TritonFault(
+        "a clamp is written though found_inf is set",
+        KERNELS,
+        "    if not is_stopped(call_ptr):\n        limit",
+        "    if call != 0:\n        limit",
+        "test_triton_operations.py::test_clamp_is_one_of_products[all]",
+    ),
+    TritonFault(
+        "targets are not written where found_inf is set",
+        KERNELS,
+        "    change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, INTO_TARGETS)",
+        "    if not is_stopped(call_ptr):\n"
+        "        change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, INTO_TARGETS)",
+        "test_triton_operations.py::test_scale_into_writes_whatever_is_found[True-all]",
+    ),
+    TritonFault(
+        "a scale does not multiply by inv_scale",
+        KERNELS,
+        "factor, is_due = rounded_factor_of(call_ptr, clip_coef, inv_scale)",
+        "factor, is_due = rounded_factor_of(call_ptr, clip_coef, inv_scale * 0 + 1)",
+        "test_triton_operations.py::test_scale_by_a_number_is_a_float64_product[all]",
+    ),
+    TritonFault(
+        "a float32 coefficient is multiplied in float64",
+        SCALE,
+        "factor = factor.to(tl.float32).to(tl.float64)",
+        "factor = factor * 1.0",
+        "test_triton_operations.py::test_scale_by_a_tensor_is_a_product_of_its_dtype[dtype0-all]",
+    ),
+    TritonFault(
+        "coefficients of tensors are not multiplied by inv_scale",
+        SCALE,
+        "rounded_factor_of(call_ptr, values, inv_scale)",
+        "rounded_factor_of(call_ptr, values, inv_scale * 0 + 1)",
+        "test_triton_operations.py::test_scale_by_a_coefficient_for_each[dtype0-all]",
+    ),
+    TritonFault(
+        "a clamp compares before it multiplies",
+        SCALE,
+        "new, _ = clamped(multiplied(x, inv_scale), value)",
+        "new = multiplied(clamped(x, value)[0], inv_scale)",
+        "test_triton_operations.py::test_clamp_is_one_of_products[all]",
+    ),
+    TritonFault(
+        "a clamp of products writes what was out of range alone",
+        SCALE,
+        "new, _ = clamped(multiplied(x, inv_scale), value)\n"
+        "        return new, tl.full(x.shape, 1, tl.int1)",
+        "return clamped(multiplied(x, inv_scale), value)",
+        "test_triton_operations.py::test_clamp_is_one_of_products[all]",
+    ),
+    TritonFault(
+        "a maximum that is not finite is taken again",
+        NORM,
+        "if KIND != ABS_MAX:",
+        "if KIND != SUM_SQ:",
+        "test_triton_lists.py"
+        "::test_a_held_list_that_was_checked_is_not_read_for_the_flag_again[scale-reduce]",
+    ),
+    TritonFault(
+        "a list checked for one found_inf counts as checked for all",
+        BACKEND,
+        "found_inf is not None and found_inf is self._checked",
+        "found_inf is not None and self._checked is not None",
+        "test_triton_lists.py"
+        "::test_a_held_list_that_was_checked_is_not_read_for_the_flag_again[scale-reduce]",
+    ),
+    TritonFault(
+        "a list that was written counts as checked",
+        BACKEND,
+        "packed.bump_versions()\n        self._checked = None",
+        "packed.bump_versions()",
+        "test_triton_lists.py::test_what_was_written_is_checked_again[scale]",
+    ),
+    TritonFault(
+        "a list that is not held counts as checked",
+        BACKEND,
+        "if self._is_held and found_inf is not None:",
+        "if found_inf is not None:",
+        "test_triton_lists.py::test_a_list_that_is_not_held_is_checked_at_each_operation",
+    ),
+    TritonFault(
+        "versions stay as they were",
+        BACKEND,
+        "packed.bump_versions()\n        self._checked = None",
+        "self._checked = None",
+        "test_triton_operations.py::test_scale_by_a_number_is_a_float64_product[float32]",
+    ),
+    TritonFault(
+        "a given total is not among the partials",
+        LAUNCHES,
+        "            call.set(words.GROUPS, 1)\n",
+        "",
+        "test_triton_lists.py::test_a_total_of_several_lists[dtype0-2.0]",
+    ),
+    TritonFault(
+        "the coefficient is left where the total is",
+        CALL,
+        "self.set(words.CLIP_COEF, self._total_at + WORD_BYTES)",
+        "self.set(words.CLIP_COEF, self._total_at)",
+        "test_triton_operations.py::test_clip[0.7-float32]",
+    ),
+    TritonFault(
+        "inv_scale is read while a gradient that holds it is written",
+        ARGUMENTS,
+        "inv_scale = _copy_if_held(inv_scale, packed)",
+        "inv_scale = inv_scale.detach()",
+        "test_triton_arguments.py::test_scalars_within_a_gradient_are_read_before_that_is_written[0]",
+    ),
+    TritonFault(
+        "a float32 tensor on the CPU is a float64 number for a GPU",
+        ARGUMENTS,
+        "return Multiplier(number=float(by.detach()), is_float64=is_float64)",
+        "return Multiplier(number=float(by.detach()))",
+        "test_triton_arguments.py::test_what_lies_on_the_cpu_is_a_number_for_a_gpu[None-float32]",
     ),
 )
