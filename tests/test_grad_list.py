@@ -168,11 +168,12 @@ def test_a_flag_that_is_set_already_stays_and_stops_every_write(engine: Backend)
 
 
 def test_a_sum_that_overflows_sets_no_flag(engine: Backend) -> None:
-    grads = [torch.full((2000,), 3e38), torch.ones(3)]
-    found_inf = flag()
-    norms = list_of(engine, grads).clip(clip_request(1.0, found_inf=found_inf))
-    assert norms.total_norm == math.inf and found_inf.item() == 0
-    assert all(grad.eq(0).all() for grad in grads)
+    for value, dtype in ((3e38, torch.float32), (1e200, torch.float64)):
+        grads = [torch.full((2000,), value, dtype=dtype), torch.ones(3)]
+        found_inf = flag()
+        norms = list_of(engine, grads).clip(clip_request(1.0, found_inf=found_inf))
+        assert norms.total_norm == math.inf and found_inf.item() == 0
+        assert all(grad.eq(0).all() for grad in grads)
 
 
 @pytest.mark.parametrize("norm_type", (*NORM_TYPES, 2.5))
