@@ -9,6 +9,7 @@ namespace fastclip {
 namespace {
 
 PyObject* unsupported_error = nullptr;
+PyObject* non_finite_error = nullptr;
 
 void translate_exception(std::exception_ptr pointer) {
   try {
@@ -19,6 +20,11 @@ void translate_exception(std::exception_ptr pointer) {
       reasons.append(py::make_tuple(static_cast<int>(reason.kind), reason.text));
     }
     PyErr_SetObject(unsupported_error, reasons.ptr());
+  } catch (const NonFinite& error) {
+    auto gradients = GradList::held_list(error.read, Kind::kReadOnly, Takes::kNative);
+    const py::tuple arguments =
+        py::make_tuple(std::make_unique<Found>(error.found), std::move(gradients));
+    PyErr_SetObject(non_finite_error, arguments.ptr());
   }
 }
 
@@ -179,7 +185,9 @@ PYBIND11_MODULE(_C, module) {
   using namespace fastclip;
   using torch::wrap_pybind_function;
   unsupported_error = PyErr_NewException("fastclip._C.UnsupportedError", nullptr, nullptr);
+  non_finite_error = PyErr_NewException("fastclip._C.NonFiniteError", nullptr, nullptr);
   module.attr("UnsupportedError") = py::handle(unsupported_error);
+  module.attr("NonFiniteError") = py::handle(non_finite_error);
   py::register_local_exception_translator(&translate_exception);
 
   py::class_<Found>(module, "Remains", py::module_local())

@@ -11,6 +11,9 @@ from .backends.request import ClipRequest
 class UnsupportedError(Exception):
     """``args[0]``: list[tuple[int, str]]: the kind and the text of every reason."""
 
+class NonFiniteError(Exception):
+    """``args``: the Remains of the clip, and a GradList of the gradients that it has read."""
+
 class Remains:
     """What a clip leaves behind: see ``backends.request.Remains``."""
 

@@ -120,3 +120,16 @@ def test_reading_and_failing_leave_the_version() -> None:
         fastclip.clip_grad_norm_(parameters_of([gradient]), 1.0, 2.0, True, backend="native")
     assert gradient._version == 0
     assert gradient_of(parameters_of([gradient])[0]).tolist() == [1.0, math.inf]
+
+
+def test_an_error_is_about_the_gradients_that_were_measured() -> None:
+    reads: list[int] = []
+
+    def bad_once() -> Tensor:
+        reads.append(1)
+        return torch.tensor([math.nan if len(reads) == 1 else 1.0])
+
+    held = cast("list[Tensor]", [Computed(bad_once), *parameters_of([torch.ones(3)])])
+    with pytest.raises(RuntimeError, match=r"non-finite gradients: 0 \(1,\)$"):
+        fastclip.clip_grad_norm_(held, 1.0, error_if_nonfinite=True, backend="native")
+    assert len(reads) == 2, "a walk, and the error's shapes"

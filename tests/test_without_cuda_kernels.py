@@ -31,7 +31,9 @@ def build_without_kernels(
         raise RefusedError([(int(kind), reason)])
 
     bound = SimpleNamespace(clip=refuse, clip_and_keep=refuse)
-    binding = SimpleNamespace(UnsupportedError=RefusedError, gather=lambda *_: bound)
+    binding = SimpleNamespace(
+        UnsupportedError=RefusedError, NonFiniteError=KeyError, gather=lambda *_: bound
+    )
     info = {**fastclip.build_info(), "native": True, "mode": mode, "cuda_reason": cuda_reason}
     monkeypatch.setattr(extension, "load", lambda: ())
     monkeypatch.setattr(extension, "binding", binding)

@@ -27,6 +27,13 @@ struct ClipRequest {
   std::optional<at::ScalarType> dtype;
 };
 
+// Thrown as Python's _C.NonFiniteError: what was found, and the gradient of each source. Nothing
+// has been written.
+struct NonFinite {
+  Found found;
+  std::vector<at::Tensor> read;
+};
+
 class GradList {
  public:
   GradList(py::list sources, int kind, int takes)
@@ -40,18 +47,26 @@ class GradList {
     std::vector<at::Tensor> read;
     Gradients gradients = walk(takes_norm, &read);
     gradients.own();
-    py::list tensors;
-    for (const at::Tensor& tensor : read) {
-      tensors.append(tensor.defined() ? py::cast(tensor) : py::none());
-    }
     const Kind kind = kind_ == Kind::kReadOnly ? Kind::kReadOnly : Kind::kTensors;
-    auto held = std::make_unique<GradList>(std::move(tensors), static_cast<int>(kind),
-                                           static_cast<int>(takes_));
-    held->is_held_ = true;
+    auto held = held_list(read, kind, takes_);
     if (takes_ != Takes::kNative) held->packing_.emplace(std::move(gradients));
     return held;
   }
 
+  // A list of gradients that have been read, undefined where a source has none.
+  static std::unique_ptr<GradList> held_list(const std::vector<at::Tensor>& read, Kind kind,
+                                             Takes takes) {
+    py::list tensors;
+    for (const at::Tensor& tensor : read) {
+      tensors.append(tensor.defined() ? py::cast(tensor) : py::none());
+    }
+    auto held = std::make_unique<GradList>(std::move(tensors), static_cast<int>(kind),
+                                           static_cast<int>(takes));
+    held->is_held_ = true;
+    return held;
+  }
+
+  // Throws NonFinite where the request asks for an error.
   Found clip(const ClipRequest& request, CudaMode mode) {
     check_norm_type(request.norm_type);
     if (request.writes) check_writes();
@@ -75,6 +90,7 @@ class GradList {
     }
     note(found_inf, /*has_changed=*/request.writes);
     found.forget_entries();
+    if (found.is_refused) throw NonFinite{std::move(found), gradients.by_source()};
     return found;
   }
 
@@ -230,9 +246,9 @@ class GradList {
       norm.finish(finish);
     }
     const Finished& finished = found->finished;
-    const bool is_refused =
+    found->is_refused =
         found->options.error_if_nonfinite && !std::isfinite(finished.total_norm.item<double>());
-    if (!writes || is_refused) return;
+    if (!writes || found->is_refused) return;
     if (is_on_one_gpu) return gradients.bump_versions();
     Factor factor;
     factor.by = finished.clip_coef;

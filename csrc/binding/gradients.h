@@ -62,6 +62,15 @@ struct Gradients {
     return entry_of_source.size() == entries.size();
   }
 
+  // An owner of each source's gradient, undefined where it has none.
+  std::vector<at::Tensor> by_source() const {
+    std::vector<at::Tensor> owned;
+    for (const int32_t entry : entry_of_source) {
+      owned.push_back(entry < 0 ? at::Tensor() : owner_of(tensors[entry]));
+    }
+    return owned;
+  }
+
   void add(const at::Tensor& tensor, const TensorEntry& entry) {
     tensors.push_back(tensor.unsafeGetTensorImpl());
     entries.push_back(entry);

@@ -149,6 +149,7 @@ class Found {
   NormOptions options;
   Parts parts;
   Finished finished;
+  bool is_refused = false;    // the norm is not finite, and an error was asked for
   bool is_in_memory = false;  // total and clip_coef: to make tensors of them takes 3 us
 
   // As the arguments of Python's Sums. The caller's stream may be another than the clip's.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import extension
-from .base import Reason, ReasonKind, RefusedError, check_finite
+from .base import NonFiniteError, Reason, ReasonKind, RefusedError, nonfinite_positions
 from .clip_mode import is_fused
 from .extension import Takes, translated, unsupported
 from .request import (
@@ -63,27 +63,20 @@ class NativeList:
         return NativeList(translated(self._list.hold, takes_norm))
 
     def clip(self, request: ClipRequest) -> Norms:
-        if request.error_if_nonfinite:
-            held = self.hold()  # the error names gradients of the same walk
-            norms = held._clip(request)
-            if norms.total_norm is not None:
-                check_finite(norms.total_norm, norms, held)
-            return norms
-        return self._clip(request)
-
-    def _clip(self, request: ClipRequest) -> Norms:
+        magnitude = None
         if request.inv_scale is not None or request.found_inf is not None:
             check_scalars(request.inv_scale, request.found_inf)
+            magnitude = magnitude_of(request.inv_scale)
         try:
             if request.keeps_norms:
-                magnitude = magnitude_of(request.inv_scale)
-                remains = self._list.clip_and_keep(request, is_fused())
-                norms = NativeNorms(remains, magnitude)
-            else:
-                norms = Norms(self._list.clip(request, is_fused()), NOT_KEPT)
+                return NativeNorms(self._list.clip_and_keep(request, is_fused()), magnitude)
+            return Norms(self._list.clip(request, is_fused()), NOT_KEPT)
         except extension.binding.UnsupportedError as error:
             raise unsupported(error) from None
-        return norms
+        except extension.binding.NonFiniteError as error:
+            remains, gradients = error.args
+            positions = nonfinite_positions(NativeList(gradients))
+            raise NonFiniteError(positions, NativeNorms(remains, magnitude)) from None
 
     def reduce(
         self,
