@@ -79,10 +79,8 @@ class GradList {
     Found found(options, gradients);
     found.parts = split_by_device(&gradients);
     if (found.parts.empty()) return found;
-    const KeepDenormals keep_denormals;
-    if (is_long(found.parts) || !PNorm::streams(options.norm_type)) gradients.own();
     {
-      const WithoutGil without_gil(gradients);
+      const AtWork at_work(&gradients, found.parts, options.norm_type);
       check_not_capturing(options, found.parts);
       prepare(&found.parts, /*has_sums=*/true);
       found_inf.spread(found.parts);
@@ -103,9 +101,7 @@ class GradList {
     Found found(options_of(gradients, norm_type, dtype, false), gradients);
     found.parts = split_by_device(&gradients);
     if (!found.parts.empty()) {
-      const KeepDenormals keep_denormals;
-      if (is_long(found.parts) || !PNorm::streams(norm_type)) gradients.own();
-      const WithoutGil without_gil(gradients);
+      const AtWork at_work(&gradients, found.parts, norm_type);
       prepare(&found.parts, /*has_sums=*/true);
       found_inf.spread(found.parts);
       NormOfParts(&found, &found_inf).reduce();
@@ -139,15 +135,10 @@ class GradList {
     Gradients gradients = walk(/*takes_norm=*/false);
     Parts parts = split_by_device(&gradients, addresses_of(targets, gradients));
     const Factor factor = factor_of({.by = &by}, inv_scale, gradients, parts);
-    FoundInf found_inf(flag);
-    if (parts.empty()) return;
-    const bool looks = must_look(found_inf);
-    const KeepDenormals keep_denormals;
-    if (is_long(parts)) gradients.own();
-    const WithoutGil without_gil(gradients);
-    prepare_change(&parts, looks, &found_inf);
-    for (const at::Tensor& target : targets) target.unsafeGetTensorImpl()->bump_version();
-    scale_parts(gradients, parts, factor, &found_inf);
+    change(&gradients, &parts, flag, [&](FoundInf* found_inf) {
+      for (const at::Tensor& target : targets) target.unsafeGetTensorImpl()->bump_version();
+      scale_parts(gradients, parts, factor, found_inf);
+    });
   }
 
   // Returns whether there are gradients.
@@ -157,16 +148,10 @@ class GradList {
     Gradients gradients = walk(/*takes_norm=*/false);
     check_clip_value(gradients, clip_value);
     const Scalar scalar = copy_if_held(gradients, inv_scale_of(inv_scale));
-    FoundInf found_inf(flag);
     Parts parts = split_by_device(&gradients);
-    if (parts.empty()) return false;
-    const bool looks = must_look(found_inf);
-    note(found_inf, /*has_changed=*/true);
-    if (is_long(parts)) gradients.own();
-    const WithoutGil without_gil(gradients);
-    prepare_change(&parts, looks, &found_inf);
-    clamp_parts(gradients, parts, clip_value, scalar, &found_inf);
-    return true;
+    return change(&gradients, &parts, flag, [&](FoundInf* found_inf) {
+      clamp_parts(gradients, parts, clip_value, scalar, found_inf);
+    });
   }
 
   // Of a held list for Triton's kernels.
@@ -263,16 +248,8 @@ class GradList {
     Gradients gradients = walk(/*takes_norm=*/false);
     Parts parts = split_by_device(&gradients);
     const Factor factor = factor_of(given, inv_scale, gradients, parts);
-    FoundInf found_inf(flag);
-    if (parts.empty()) return false;
-    const bool looks = must_look(found_inf);
-    note(found_inf, /*has_changed=*/true);
-    const KeepDenormals keep_denormals;
-    if (is_long(parts)) gradients.own();
-    const WithoutGil without_gil(gradients);
-    prepare_change(&parts, looks, &found_inf);
-    scale_parts(gradients, parts, factor, &found_inf);
-    return true;
+    return change(&gradients, &parts, flag,
+                  [&](FoundInf* found_inf) { scale_parts(gradients, parts, factor, found_inf); });
   }
 
   static Factor factor_of(const Given& given, const std::optional<at::Tensor>& inv_scale,
@@ -309,23 +286,33 @@ class GradList {
     return factor;
   }
 
-  // Whether the elements must be looked at for found_inf. reduce() or clip() of this held list may
-  // have done that already.
-  bool must_look(const FoundInf& found_inf) const {
+  // Calls write(found_inf) once the parts are ready and found_inf says what it has to say. Returns
+  // whether there are gradients.
+  template <typename Write>
+  bool change(Gradients* gradients, Parts* parts, const std::optional<at::Tensor>& flag,
+              Write write) {
+    FoundInf found_inf(flag);
+    if (parts->empty()) return false;
+    // Of a held list, reduce() may have looked at the elements already.
     const bool is_checked = checked_.defined() && checked_.is_same(found_inf.tensor());
-    return found_inf.is_given() && !is_checked;
-  }
-
-  // Prepares parts that are going to be written, after a look at their elements where that is due.
-  static void prepare_change(Parts* parts, bool looks, FoundInf* found_inf) {
+    const bool looks = found_inf.is_given() && !is_checked;
+    note(found_inf, /*has_changed=*/(*parts)[0].targets.empty());
+    const AtWork at_work(gradients, *parts);
     prepare(parts, /*has_sums=*/looks);
-    found_inf->spread(*parts);
-    if (looks) find_inf(*parts, found_inf);
+    found_inf.spread(*parts);
+    if (looks) find_inf(*parts, &found_inf);
+    write(&found_inf);
+    return true;
   }
 
   // Remembers, of a held list, which found_inf its gradients were checked for as they are.
   void note(const FoundInf& found_inf, bool has_changed) {
-    if (is_held_) checked_ = has_changed ? at::Tensor() : found_inf.tensor();
+    if (!is_held_) return;
+    if (has_changed) {
+      checked_.reset();
+    } else if (found_inf.is_given()) {
+      checked_ = found_inf.tensor();
+    }
   }
 
   py::list sources_;

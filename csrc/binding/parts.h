@@ -179,13 +179,26 @@ inline bool is_capturing(const Parts& parts) {
                      [](const Part& part) { return part.is_capturing(); });
 }
 
-// Whether the list is work for more than one thread, or on a GPU: then the gradients are owned
-// while it is done, and the GIL is released. The references would cost a list of small gradients a
-// tenth of its time, and the GIL, once released, may take milliseconds to come back.
-inline bool is_long(const Parts& parts) {
-  return std::any_of(parts.begin(), parts.end(), [](const Part& part) {
-    return part.is_gpu() || part.on_cpu.list.span_count > 1;
-  });
-}
+// While the parts of a list are worked on, denormals count. Where that is work for more than one
+// thread, for a GPU or of a slow norm, the gradients are owned and the GIL is released: the
+// references would cost a list of small gradients a tenth of its time, and the GIL, once released,
+// may take milliseconds to come back.
+class AtWork {
+ public:
+  AtWork(Gradients* gradients, const Parts& parts, double norm_type = 2)
+      : without_gil_(owned(gradients, parts, norm_type)) {}
+
+ private:
+  static const Gradients& owned(Gradients* gradients, const Parts& parts, double norm_type) {
+    const bool is_long = std::any_of(parts.begin(), parts.end(), [](const Part& part) {
+      return part.is_gpu() || part.on_cpu.list.span_count > 1;
+    });
+    if (is_long || !PNorm::streams(norm_type)) gradients->own();
+    return *gradients;
+  }
+
+  KeepDenormals keep_denormals_;
+  WithoutGil without_gil_;
+};
 
 }  // namespace fastclip

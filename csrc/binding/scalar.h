@@ -84,9 +84,8 @@ inline Scalar max_norm_of(const MaxNorm& max_norm, const Gradients& gradients) {
 
 // A float32 tensor of one element, on the CPU or on a GPU.
 inline void check_one_float32(const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.numel() == 1 && tensor.scalar_type() == at::kFloat, "fastclip: ", name,
-                    " must be a float32 tensor of one element (got ", tensor.scalar_type(), ", ",
-                    tensor.numel(), " elements)");
+  // Python has checked it (check_scalars of backends/tensors.py), in better words.
+  TORCH_CHECK_VALUE(tensor.numel() == 1 && tensor.scalar_type() == at::kFloat, "GradList: ", name);
   if (!is_gpu_tensor(tensor) && !is_plain_cpu_tensor(tensor)) {
     throw Unsupported(ReasonKind::kCall, std::string(name) + " is on device " +
                                              tensor.device().str() +
