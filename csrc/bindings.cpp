@@ -23,7 +23,7 @@ void translate_exception(std::exception_ptr pointer) {
   } catch (const NonFinite& error) {
     auto gradients = GradList::held_list(error.read, Kind::kReadOnly, Takes::kNative);
     const py::tuple arguments =
-        py::make_tuple(std::make_unique<Found>(error.found), std::move(gradients));
+        py::make_tuple(std::make_unique<Remains>(error.found), std::move(gradients));
     PyErr_SetObject(non_finite_error, arguments.ptr());
   }
 }
@@ -86,9 +86,9 @@ ClipRequest request_of(const py::tuple& fields) {
           .dtype = field(6).cast<std::optional<at::ScalarType>>()};
 }
 
-std::unique_ptr<Found> clip_and_keep(GradList& list, const py::tuple& request, bool is_fused) {
+std::unique_ptr<Remains> clip_and_keep(GradList& list, const py::tuple& request, bool is_fused) {
   const CudaMode mode = is_fused ? CudaMode::kFused : CudaMode::kSplit;
-  return std::make_unique<Found>(list.clip(request_of(request), mode));
+  return std::make_unique<Remains>(list.clip(request_of(request), mode));
 }
 
 // The norm alone: to make a Python object of the rest takes 0.3 us.
@@ -190,12 +190,12 @@ PYBIND11_MODULE(_C, module) {
   module.attr("NonFiniteError") = py::handle(non_finite_error);
   py::register_local_exception_translator(&translate_exception);
 
-  py::class_<Found>(module, "Remains", py::module_local())
-      .def_property_readonly("total_norm", &Found::total_norm)
-      .def("clip_coef", wrap_pybind_function(&Found::clip_coef))
-      .def("sums", wrap_pybind_function(&Found::sums))
-      .def("norms", wrap_pybind_function(&Found::norms))
-      .def("is_capturing", wrap_pybind_function(&Found::is_capturing));
+  py::class_<Remains>(module, "Remains", py::module_local())
+      .def_property_readonly("total_norm", &Remains::total_norm)
+      .def("clip_coef", wrap_pybind_function(&Remains::clip_coef))
+      .def("sums", wrap_pybind_function(&Remains::sums))
+      .def("norms", wrap_pybind_function(&Remains::norms))
+      .def("is_capturing", wrap_pybind_function(&Remains::is_capturing));
   bind_grad_list(module);
 
   module.def("gather", &gather, py::arg("sources"), py::arg("kind"), py::arg("takes"));

@@ -30,7 +30,7 @@ struct ClipRequest {
 // Thrown as Python's _C.NonFiniteError: what was found, and the gradient of each source. Nothing
 // has been written.
 struct NonFinite {
-  Found found;
+  Remains found;
   std::vector<at::Tensor> read;
 };
 
@@ -67,7 +67,7 @@ class GradList {
   }
 
   // Throws NonFinite where the request asks for an error.
-  Found clip(const ClipRequest& request, CudaMode mode) {
+  Remains clip(const ClipRequest& request, CudaMode mode) {
     check_norm_type(request.norm_type);
     if (request.writes) check_writes();
     Gradients gradients = walk(/*takes_norm=*/true);
@@ -76,7 +76,7 @@ class GradList {
     const Finish finish{max_norm_of(request.max_norm, gradients),
                         copy_if_held(gradients, inv_scale_of(request.inv_scale))};
     FoundInf found_inf(request.found_inf);
-    Found found(options, gradients);
+    Remains found(options, gradients);
     found.parts = split_by_device(&gradients);
     if (found.parts.empty()) return found;
     {
@@ -98,7 +98,7 @@ class GradList {
     check_norm_type(norm_type);
     Gradients gradients = walk(/*takes_norm=*/true);
     FoundInf found_inf(flag);
-    Found found(options_of(gradients, norm_type, dtype, false), gradients);
+    Remains found(options_of(gradients, norm_type, dtype, false), gradients);
     found.parts = split_by_device(&gradients);
     if (!found.parts.empty()) {
       const AtWork at_work(&gradients, found.parts, norm_type);
@@ -221,7 +221,7 @@ class GradList {
 
   // Only error_if_nonfinite waits for the norm.
   static void clip_parts(const Gradients& gradients, const Finish& finish, bool writes,
-                         CudaMode mode, FoundInf* found_inf, Found* found) {
+                         CudaMode mode, FoundInf* found_inf, Remains* found) {
     NormOfParts norm(found, found_inf);
     const bool is_on_one_gpu = found->parts.size() == 1 && found->parts[0].is_gpu();
     if (is_on_one_gpu && writes) {

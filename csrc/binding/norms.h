@@ -42,7 +42,7 @@ struct Finish {
 // Each a tensor on the first part's device where that is a GPU.
 struct Finished {
   at::Tensor total_norm;
-  Scalar clip_coef;  // this and `total` may be left in the memory of a part (Found)
+  Scalar clip_coef;  // this and `total` may be left in the memory of a part (Remains)
   Scalar total;      // before the root, in float64
 };
 
@@ -139,9 +139,9 @@ inline at::Tensor total_in(const Part& part) {
 }
 
 // What a reduction leaves behind, also when the list is gone.
-class Found {
+class Remains {
  public:
-  Found(const NormOptions& the_options, const Gradients& gradients)
+  Remains(const NormOptions& the_options, const Gradients& gradients)
       : options(the_options), entries_(gradients.size()) {
     if (!gradients.is_in_order()) entry_of_source_ = gradients.entry_of_source;
   }
@@ -266,7 +266,7 @@ inline void find_inf(const Parts& parts, FoundInf* found_inf) {
 class NormOfParts {
  public:
   // `found` has its parts and receives the rest.
-  NormOfParts(Found* found, FoundInf* found_inf) : found_(*found), found_inf_(*found_inf) {}
+  NormOfParts(Remains* found, FoundInf* found_inf) : found_(*found), found_inf_(*found_inf) {}
 
   // The norm and the rescale in place, for a list on one GPU.
   void clip(const Finish& finish, CudaMode mode) {
@@ -345,7 +345,7 @@ class NormOfParts {
             found_.options.is_float64};
   }
 
-  Found& found_;
+  Remains& found_;
   FoundInf& found_inf_;
 };
 
