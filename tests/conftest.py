@@ -9,6 +9,8 @@ import pytest
 from toolkit import why_no_emulator
 
 import fastclip
+from fastclip.backends import NATIVE, REFERENCE, TRITON
+from fastclip.backends.base import Backend
 
 
 def _require(name: str | None) -> None:
@@ -64,6 +66,19 @@ def backend(request: pytest.FixtureRequest) -> str | None:
         return "triton"
     _require(request.param)
     return request.param
+
+
+@pytest.fixture(params=["reference", "native", "emulated", "triton"])
+def engine(request: pytest.FixtureRequest) -> Backend:
+    """Return each backend; "emulated" is native with its CUDA kernels, "triton" is interpreted."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+        return NATIVE
+    if request.param == "triton":
+        request.getfixturevalue("interpreted")
+        return TRITON
+    _require(request.param)
+    return NATIVE if request.param == "native" else REFERENCE
 
 
 @pytest.fixture(params=[None, "reference"], ids=lambda name: name or "default")

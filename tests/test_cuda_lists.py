@@ -9,6 +9,7 @@ import pytest
 import torch
 from cuda_gradients import mixed_gradients, place
 from emulated_native import CPU, Emulated
+from engine_lists import assert_unchanged
 from samples import copies, versions
 from torch import Tensor
 
@@ -38,11 +39,6 @@ def placed(emulated: Emulated, grads: list[Tensor], devices: list[int]) -> GradL
 def assert_scaled(grads: list[Tensor], before: list[Tensor], factor: float) -> None:
     for grad, old in zip(grads, before, strict=True):
         assert oracle.equal(grad, oracle.scaled(old, factor))
-
-
-def assert_unchanged(grads: list[Tensor], before: list[Tensor]) -> None:
-    for grad, old in zip(grads, before, strict=True):
-        assert oracle.equal(grad, oracle.values_of(old))
 
 
 @pytest.mark.parametrize("where", SCALARS)

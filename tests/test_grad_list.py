@@ -1,109 +1,38 @@
-"""The operations of lists, which every backend has: values, flags, versions, errors."""
+"""Clips, sums and norms of lists, which every backend has: values, flags, versions, errors."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
 
-import numpy as np
 import oracle
 import pytest
 import torch
+from engine_lists import (
+    DTYPES,
+    INV_SCALES,
+    assert_unchanged,
+    assert_written,
+    list_of,
+    lists_of,
+    mixed,
+    norm_dtype,
+    some,
+)
+from list_cases import flag, scalar
 from samples import copies, dense_gradients, gradient, parameters, versions
-from torch import Tensor
 
-from fastclip.backends import NATIVE, REFERENCE, TRITON
-from fastclip.backends.base import Backend, GradList, NonFiniteError
+from fastclip.backends import REFERENCE
+from fastclip.backends.base import Backend, NonFiniteError
 from fastclip.backends.request import (
     PARAMETERS,
     READ_ONLY,
     TENSORS,
     ClipRequest,
-    Coefficient,
-    Kind,
     clip_request,
 )
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NORM_TYPES = (2.0, 1.0, math.inf, 3.0)
-INV_SCALES = (None, 1.0, 0.125, 3.0, -0.5)
-UNWRITTEN = (True, False)
-
-BACKENDS = {"reference": REFERENCE, "native": NATIVE, "emulated": NATIVE, "triton": TRITON}
-
-
-@pytest.fixture(params=BACKENDS)
-def engine(request: pytest.FixtureRequest) -> Backend:
-    """Return each backend; "emulated" is native with its CUDA kernels, "triton" interpreted."""
-    if request.param == "native":
-        pytest.importorskip("fastclip._C")
-    if request.param in ("emulated", "triton"):
-        request.getfixturevalue("emulated" if request.param == "emulated" else "interpreted")
-    return BACKENDS[request.param]
-
-
-def mixed() -> list[Tensor]:
-    """Return gradients around small tensors and chunks, of every dtype in turn."""
-    sizes = (0, 1, 5, 33, 1025, 4097, 16385, 32771)
-    return [gradient(size, DTYPES[i % 4], i) for i, size in enumerate(sizes)]
-
-
-def narrow() -> list[Tensor]:
-    """Return the same without float64, whose norm is float32."""
-    return [gradient(g.numel(), DTYPES[i % 3], i) for i, g in enumerate(mixed())]
-
-
-def some(dtype: torch.dtype) -> list[Tensor]:
-    return [gradient(size, dtype, size) for size in (0, 3, 1100, 17000)]
-
-
-MIXED = {"mixed": mixed, "narrow": narrow}
-LISTS = {**MIXED, **{str(dtype)[6:]: lambda dtype=dtype: some(dtype) for dtype in DTYPES}}
-
-
-def lists_of(engine: Backend) -> dict[str, Callable[[], list[Tensor]]]:
-    """Return the lists to go through; the interpreter takes a second for a dozen operations."""
-    return MIXED if engine is TRITON else LISTS
-
-
-def scalar(value: float | None) -> Tensor | None:
-    return None if value is None else torch.tensor(value)
-
-
-def flag(value: float = 0.0) -> Tensor:
-    return torch.tensor(value)
-
-
-def list_of(engine: Backend, grads: Sequence[Tensor], kind: Kind = PARAMETERS) -> GradList:
-    sources = parameters(grads) if kind is PARAMETERS else list(grads)
-    return engine.gather(sources, kind)
-
-
-def norm_dtype(grads: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
-
-
-def product(coef: float, inv_scale: float | None, dtype: torch.dtype) -> float:
-    """Multiply a coefficient by inv_scale in the norm's dtype."""
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    return float(kind(coef) * kind(1.0 if inv_scale is None else inv_scale))
-
-
-def assert_written(
-    grads: Sequence[Tensor], before: Sequence[Tensor], coef: float, inv_scale: float | None = None
-) -> None:
-    """Check that gradients are multiples, or, for factors that are 1, what they were."""
-    is_idle = coef >= 1 and inv_scale in (None, 1.0)
-    factor = product(coef, inv_scale, norm_dtype(before))
-    for grad, old in zip(grads, before, strict=True):
-        expected = oracle.values_of(old) if is_idle else oracle.scaled(old, factor)
-        assert oracle.equal(grad, expected)
-
-
-def assert_unchanged(grads: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    for grad, old in zip(grads, before, strict=True):
-        assert oracle.equal(grad, oracle.values_of(old))
 
 
 @pytest.mark.parametrize("inv_scale", INV_SCALES)
@@ -151,20 +80,6 @@ def test_found_inf_is_set_and_nothing_is_written(
         assert total_norm is not None and not total_norm.isfinite()
         assert found_inf.item() == 1
         assert_unchanged(grads, before)
-
-
-def test_a_flag_that_is_set_already_stays_and_stops_every_write(engine: Backend) -> None:
-    grads = mixed()
-    before = copies(grads)
-    found_inf = flag(1.0)
-    grad_list = list_of(engine, grads)
-    total_norm = grad_list.clip(clip_request(0.5, found_inf=found_inf)).total_norm
-    assert total_norm is not None
-    assert oracle.is_norm(total_norm.item(), oracle.total_norm(before, 2.0), total_norm.dtype)
-    assert grad_list.scale(0.5, found_inf=found_inf)
-    assert grad_list.clamp(1e-3, found_inf=found_inf)
-    assert found_inf.item() == 1
-    assert_unchanged(grads, before)
 
 
 def test_a_sum_that_overflows_sets_no_flag(engine: Backend) -> None:
@@ -232,120 +147,6 @@ def test_a_total_may_be_that_of_more_lists(engine: Backend) -> None:
         assert norms.total_norm is not None
         assert oracle.is_norm(norms.total_norm.item(), expected, torch.float32)
         assert norms.clip_coef.item() == oracle.clip_coef(1.0, norms.total_norm)
-
-
-@pytest.mark.parametrize("inv_scale", INV_SCALES)
-@pytest.mark.parametrize("coef", (0.75, 1.0, 2.0, math.nan))
-def test_scale_by_a_number_or_a_tensor(
-    engine: Backend, coef: float, inv_scale: float | None
-) -> None:
-    for dtype in (None, torch.float32, torch.float64):
-        for make in lists_of(engine).values():
-            grads = make()
-            before = copies(grads)
-            grad_list = list_of(engine, grads, TENSORS)
-            chosen = grad_list.hold() if dtype is None else grad_list
-            by = coef if dtype is None else torch.tensor(coef, dtype=dtype)
-            assert chosen.scale(by, inv_scale=scalar(inv_scale))
-            is_idle = coef >= 1 and inv_scale in (None, 1.0)
-            factor = product(coef, inv_scale, dtype or torch.float64)
-            for grad, old in zip(grads, before, strict=True):
-                wanted = oracle.values_of(old) if is_idle else oracle.scaled(old, factor)
-                assert oracle.equal(grad, wanted)
-            assert versions(grads) == [1] * len(grads)
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-def test_scale_by_a_coefficient_for_each_gradient(engine: Backend, dtype: torch.dtype) -> None:
-    for inv_scale in (None, 0.5):
-        grads = mixed()
-        before = copies(grads)
-        coefs = torch.linspace(0.25, 1.25, len(grads), dtype=dtype)
-        list_of(engine, grads).scale([coefs], inv_scale=scalar(inv_scale))
-        for grad, old, coef in zip(grads, before, coefs.tolist(), strict=True):
-            is_idle = coef >= 1 and inv_scale is None
-            factor = product(coef, inv_scale, dtype)
-            wanted = oracle.values_of(old) if is_idle else oracle.scaled(old, factor)
-            assert oracle.equal(grad, wanted)
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-def test_scale_by_the_coefficient_of_a_norm(engine: Backend, dtype: torch.dtype) -> None:
-    for inv_scale in (None, 3.0):
-        for max_norm in (1.5, 100.0):
-            grads = mixed()
-            before = copies(grads)
-            norm = torch.tensor(7.3, dtype=dtype)
-            list_of(engine, grads).scale(Coefficient(max_norm, norm), inv_scale=scalar(inv_scale))
-            coef = oracle.clip_coef(max_norm, norm)
-            is_idle = coef >= 1 and inv_scale is None
-            for grad, old in zip(grads, before, strict=True):
-                factor = product(coef, inv_scale, dtype)
-                wanted = oracle.values_of(old) if is_idle else oracle.scaled(old, factor)
-                assert oracle.equal(grad, wanted)
-
-
-@pytest.mark.parametrize("inv_scale", (None, 0.5))
-def test_scale_into_writes_targets_whatever_is_found(
-    engine: Backend, inv_scale: float | None
-) -> None:
-    coefs = torch.linspace(0.5, 1.5, len(mixed()), dtype=torch.float64)
-    for by in (0.5, 1.0, 3.0, torch.tensor(0.25), [coefs], Coefficient(2.0, torch.tensor(9.0))):
-        grads = mixed()
-        grads[3][7] = math.nan
-        before = copies(grads)
-        targets = [torch.full_like(grad, 5.0) for grad in grads]
-        fresh = versions(targets)
-        found_inf = flag()
-        list_of(engine, grads, READ_ONLY).scale_into(
-            targets, by, inv_scale=scalar(inv_scale), found_inf=found_inf
-        )
-        assert found_inf.item() == 1
-        assert_unchanged(grads, before)
-        assert versions(grads) == [1 if i == 3 else 0 for i in range(len(grads))]
-        is_single = isinstance(by, (Tensor, Coefficient))
-        assert all(new > old for new, old in zip(versions(targets), fresh, strict=True))
-        for i, (target, old) in enumerate(zip(targets, before, strict=True)):
-            if isinstance(by, Coefficient):
-                coef = oracle.clip_coef(2.0, torch.tensor(9.0))
-            else:
-                coef = coefs[i].item() if isinstance(by, list) else float(by)
-            factor = product(coef, inv_scale, torch.float32 if is_single else torch.float64)
-            assert oracle.equal(target, oracle.scaled(old, factor))
-
-
-@pytest.mark.parametrize("inv_scale", INV_SCALES)
-def test_clamp_bounds_the_products(engine: Backend, inv_scale: float | None) -> None:
-    for make in lists_of(engine).values():
-        for limit in (0.3, 1e4, 0.0):
-            grads = make()
-            before = copies(grads)
-            found_inf = flag()
-            grad_list = list_of(engine, grads)
-            assert grad_list.clamp(limit, inv_scale=scalar(inv_scale), found_inf=found_inf)
-            for grad, old in zip(grads, before, strict=True):
-                products = old.clone()
-                if inv_scale not in (None, 1.0):
-                    products.copy_(torch.from_numpy(oracle.scaled(old, inv_scale)).view(old.shape))
-                assert oracle.equal(grad, oracle.clamped(products, limit))
-            assert found_inf.item() == 0 and versions(grads) == [1] * len(grads)
-
-
-@pytest.mark.parametrize("is_held", (True, False))
-def test_writes_look_for_inf_before_they_write(engine: Backend, is_held: bool) -> None:
-    for write in ("scale", "clamp"):
-        grads = mixed()
-        grads[5][4000] = -math.inf
-        before = copies(grads)
-        found_inf = flag()
-        grad_list = list_of(engine, grads)
-        chosen = grad_list.hold() if is_held else grad_list
-        if write == "scale":
-            chosen.scale(0.5, inv_scale=torch.tensor(0.5), found_inf=found_inf)
-        else:
-            chosen.clamp(0.1, inv_scale=torch.tensor(0.5), found_inf=found_inf)
-        assert found_inf.item() == 1
-        assert_unchanged(grads, before)
 
 
 def test_equal_gradients_count_once_unless_they_are_only_read(engine: Backend) -> None:
@@ -421,61 +222,6 @@ def test_a_norm_alone_writes_nothing(engine: Backend) -> None:
     assert norms.clip_coef.item() == oracle.clip_coef(0.5, norms.total_norm)
     assert_unchanged(grads, before)
     assert versions(grads) == [0] * len(grads)
-
-
-BAD: dict[str, dict[str, Tensor]] = {
-    "inv_scale of float64": {"inv_scale": torch.tensor(0.5, dtype=torch.float64)},
-    "inv_scale of two elements": {"inv_scale": torch.ones(2)},
-    "found_inf of bool": {"found_inf": torch.tensor(False)},
-    "found_inf of two elements": {"found_inf": torch.zeros(2)},
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_scalars_raise_before_anything_is_written(engine: Backend, case: str) -> None:
-    grads = mixed()
-    before = copies(grads)
-    grad_list = list_of(engine, grads)
-    match = f"{case.partition(' ')[0]} must be a float32 tensor of one element"
-    with pytest.raises(ValueError, match=match):
-        grad_list.clip(ClipRequest(0.5, **BAD[case]))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=match):
-        grad_list.scale(0.5, **BAD[case])
-    with pytest.raises(ValueError, match=match):
-        grad_list.clamp(0.5, **BAD[case])
-    assert_unchanged(grads, before)
-
-
-def test_bad_factors_raise_before_anything_is_written(engine: Backend) -> None:
-    grads = some(torch.float32)
-    before = copies(grads)
-    grad_list = list_of(engine, grads)
-    for by in (
-        torch.ones(2),
-        [torch.ones(3)],
-        [torch.ones(4), torch.ones(4)],
-        [torch.ones(4, dtype=torch.float16)],
-        torch.tensor(1, dtype=torch.int64),
-    ):
-        with pytest.raises(ValueError, match="fastclip: "):
-            grad_list.scale(by)
-    assert_unchanged(grads, before)
-
-
-def test_bad_targets_raise_before_anything_is_written(engine: Backend) -> None:
-    grads = some(torch.float32)
-    grad_list = list_of(engine, grads, READ_ONLY)
-    good = [torch.zeros_like(grad) for grad in grads]
-    bad: list[list[Tensor]] = [
-        good[:-1],
-        [*good[:-1], good[-1].double()],
-        [*good[:-1], good[-1][:-1]],
-        [*good[:-1], good[-1].view(17, 1000)],
-    ]
-    for targets in bad:
-        with pytest.raises(ValueError, match="target"):
-            grad_list.scale_into(targets, 0.5)
-    assert all(bool(target.eq(0).all()) for target in good)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

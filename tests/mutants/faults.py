@@ -167,7 +167,9 @@ FAULTS = (
         CHANGES,
         "    } else if (!found_inf->stops(i)) {\n      scale_entries",
         "    } else {\n      scale_entries",
-        ("test_grad_list.py::test_a_flag_that_is_set_already_stays_and_stops_every_write[native]",),
+        (
+            "test_grad_list_writes.py::test_a_flag_that_is_set_already_stays_and_stops_every_write[native]",
+        ),
     ),
     Fault(
         "a coefficient of 1 leaves out inv_scale",
@@ -188,7 +190,7 @@ FAULTS = (
         GRAD_LIST,
         "checked_.defined() && checked_.is_same(found_inf.tensor());",
         "is_held_;",
-        ("test_grad_list.py::test_writes_look_for_inf_before_they_write[native-True]",),
+        ("test_grad_list_writes.py::test_writes_look_for_inf_before_they_write[native-True]",),
     ),
     Fault(
         "a tail of one element is left out of a reduction",
