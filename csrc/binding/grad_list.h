@@ -67,7 +67,7 @@ class GradList {
   }
 
   // Throws NonFinite where the request asks for an error.
-  Remains clip(const ClipRequest& request, CudaMode mode) {
+  void clip(const ClipRequest& request, CudaMode mode, Remains* found) {
     check_norm_type(request.norm_type);
     if (request.writes) check_writes();
     Gradients gradients = walk(/*takes_norm=*/true);
@@ -76,20 +76,19 @@ class GradList {
     const Finish finish{max_norm_of(request.max_norm, gradients),
                         copy_if_held(gradients, inv_scale_of(request.inv_scale))};
     FoundInf found_inf(request.found_inf);
-    Remains found(options, gradients);
-    found.parts = split_by_device(&gradients);
-    if (found.parts.empty()) return found;
+    found->set_list(options, gradients);
+    found->parts = split_by_device(&gradients);
+    if (found->parts.empty()) return;
     {
-      const AtWork at_work(&gradients, found.parts, options.norm_type);
-      check_not_capturing(options, found.parts);
-      prepare(&found.parts, /*has_sums=*/true);
-      found_inf.spread(found.parts);
-      clip_parts(gradients, finish, request.writes, mode, &found_inf, &found);
+      const AtWork at_work(&gradients, found->parts, options.norm_type);
+      check_not_capturing(options, found->parts);
+      prepare(&found->parts, /*has_sums=*/true);
+      found_inf.spread(found->parts);
+      clip_parts(gradients, finish, request.writes, mode, &found_inf, found);
     }
     note(found_inf, /*has_changed=*/request.writes);
-    found.forget_entries();
-    if (found.is_refused) throw NonFinite{std::move(found), gradients.by_source()};
-    return found;
+    found->forget_entries();
+    if (found->is_refused) throw NonFinite{std::move(*found), gradients.by_source()};
   }
 
   // The arguments of Python's Sums.
@@ -98,7 +97,8 @@ class GradList {
     check_norm_type(norm_type);
     Gradients gradients = walk(/*takes_norm=*/true);
     FoundInf found_inf(flag);
-    Remains found(options_of(gradients, norm_type, dtype, false), gradients);
+    Remains found;
+    found.set_list(options_of(gradients, norm_type, dtype, false), gradients);
     found.parts = split_by_device(&gradients);
     if (!found.parts.empty()) {
       const AtWork at_work(&gradients, found.parts, norm_type);

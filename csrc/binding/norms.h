@@ -141,12 +141,13 @@ inline at::Tensor total_in(const Part& part) {
 // What a reduction leaves behind, also when the list is gone.
 class Remains {
  public:
-  Remains(const NormOptions& the_options, const Gradients& gradients)
-      : options(the_options), entries_(gradients.size()) {
+  void set_list(const NormOptions& the_options, const Gradients& gradients) {
+    options = the_options;
+    entries_ = gradients.size();
     if (!gradients.is_in_order()) entry_of_source_ = gradients.entry_of_source;
   }
 
-  NormOptions options;
+  NormOptions options{};
   Parts parts;
   Finished finished;
   bool is_refused = false;    // the norm is not finite, and an error was asked for
@@ -242,7 +243,7 @@ class Remains {
     return places;
   }
 
-  int64_t entries_;
+  int64_t entries_ = 0;
   std::optional<std::vector<int32_t>> entry_of_source_;  // none where it is 0, 1, 2, ...
 };
 

@@ -142,7 +142,10 @@ class NativeNorms(Norms):
     __slots__ = ("_native",)
 
     def __init__(self, remains: BoundRemains, magnitude: Tensor | None) -> None:
-        super().__init__(remains.total_norm, NOT_KEPT, magnitude)
+        # Not by super(), which takes 0.1 of the 4 us that a clip of a few small gradients takes.
+        self.total_norm = remains.total_norm
+        self._remains = NOT_KEPT
+        self._magnitude = magnitude
         self._native = remains
 
     @property
