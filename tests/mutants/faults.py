@@ -151,7 +151,7 @@ FAULTS = (
     Fault(
         "the GIL is held during a reduction",
         GRAD_LIST,
-        "      const AtWork at_work(&gradients, found.parts, options.norm_type);\n",
+        "      const AtWork at_work(&gradients, found->parts, options.norm_type);\n",
         "",
         ("test_native_threads.py::test_other_threads_run_during_a_call",),
     ),
