@@ -31,7 +31,7 @@ FACTORS: dict[str, tuple[Factor, float, torch.dtype]] = {
         torch.float32,
     ),
     "wide coefficient": (
-        Coefficient(torch.tensor(0.5), torch.tensor(1.7, dtype=torch.float64)),
+        Coefficient(0.5, torch.tensor(1.7, dtype=torch.float64)),
         oracle.clip_coef(0.5, torch.tensor(1.7, dtype=torch.float64)),
         torch.float64,
     ),

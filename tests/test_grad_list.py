@@ -185,7 +185,15 @@ def test_a_held_list_keeps_the_gradients_that_it_has_read(engine: Backend) -> No
     assert kept.reduce(1.0).total.item() == pytest.approx(oracle.total_norm([old], 1.0))
     held[0].grad = None
     assert not grad_list.scale(0.5) and kept.scale(0.5)
-    assert grad_list.clip(ClipRequest(1.0)).total_norm is None
+
+
+def test_a_list_without_gradients_has_no_norm_and_no_coefficient(engine: Backend) -> None:
+    norms = engine.gather(parameters([None, None]), PARAMETERS).clip(
+        ClipRequest(1.0, keeps_norms=True)
+    )
+    assert norms.total_norm is None and norms.parameter_norms().tolist() == [0.0, 0.0]
+    with pytest.raises(RuntimeError, match="no gradients"):
+        _ = norms.clip_coef
 
 
 def test_missing_gradients_have_no_place(engine: Backend) -> None:

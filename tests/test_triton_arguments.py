@@ -39,8 +39,8 @@ NUMBERS: dict[str, tuple[Factor, float, bool]] = {
         oracle.clip_coef(0.5, torch.tensor(3.0)),
         False,
     ),
-    "limit": (
-        Coefficient(torch.tensor(0.5), torch.tensor(3.0, dtype=torch.float64)),
+    "float64 norm": (
+        Coefficient(0.5, torch.tensor(3.0, dtype=torch.float64)),
         oracle.clip_coef(0.5, torch.tensor(3.0, dtype=torch.float64)),
         True,
     ),

@@ -173,7 +173,11 @@ class Norms:
 
     @property
     def clip_coef(self) -> Tensor:
-        """``min(1, max_norm / (total_norm + EPS))``: 0-dim, of the norm's dtype, on its device."""
+        """``min(1, max_norm / (total_norm + EPS))``: 0-dim, of the norm's dtype, on its device.
+
+        Raises:
+            RuntimeError: the list has no gradients, or the request did not say ``keeps_norms``.
+        """
         return self._remains.clip_coef()
 
     @property
@@ -256,6 +260,22 @@ class Known:
 
     def is_capturing(self) -> bool:
         return any(is_capturing(part.device) for part in self._sums.parts)
+
+
+class NothingFound:
+    """``Remains`` of a clip that found no gradient."""
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
+
+    def clip_coef(self) -> Tensor:
+        raise RuntimeError("fastclip: clip_coef: there were no gradients")
+
+    def sums(self) -> Sums:
+        return self._sums
+
+    def is_capturing(self) -> bool:
+        return False
 
 
 def clip_request(

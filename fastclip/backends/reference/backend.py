@@ -16,6 +16,7 @@ from ..request import (
     Kind,
     Known,
     Norms,
+    NothingFound,
     Sums,
     is_capturing,
     magnitude_of,
@@ -35,7 +36,7 @@ from .gradients import FoundGradients, found_in, read
 from .norms import Form, Measured, check_dtypes, form_of, measure
 from .scale import elements_of, multiply_
 from .sharded import whole
-from .sums import Kept, NothingFound, ReferenceSums, sums_of, sums_of_nothing
+from .sums import Kept, ReferenceSums, sums_of, sums_of_nothing
 from .targets import check_targets, multiply_into
 
 

@@ -116,22 +116,3 @@ class Kept:
         if isinstance(norms, Tensor):
             return is_capturing(norms.device)
         return any(map(is_capturing, by_device(norms or [])))
-
-
-class NothingFound:
-    """``Remains`` of a clip that found no gradient."""
-
-    def __init__(self, sums: ReferenceSums) -> None:
-        self._sums = sums
-
-    def clip_coef(self) -> Tensor:
-        """Raise an error: nothing has been clipped."""
-        raise RuntimeError("fastclip: clip_coef: there were no gradients")
-
-    def sums(self) -> ReferenceSums:
-        """Return the sums of no gradients."""
-        return self._sums
-
-    def is_capturing(self) -> bool:
-        """Return False: there are no sums on a device."""
-        return False

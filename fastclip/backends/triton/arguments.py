@@ -158,9 +158,7 @@ def max_norm_on(device: torch.device, max_norm: float | Tensor) -> float | Tenso
         RefusedError: it is on a device that kernels cannot reach.
     """
     if not isinstance(max_norm, Tensor):
-        return float(max_norm)
-    if max_norm.is_cpu:
-        return float(max_norm.detach())
+        return max_norm
     if device.type == "cpu" or not max_norm.is_cuda or not _is_plain_scalar(max_norm):
         raise _refusal(
             f"max_norm is on device {max_norm.device} (supported: cpu, and for gradients on "

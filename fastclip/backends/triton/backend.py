@@ -16,6 +16,7 @@ from ..request import (
     Kind,
     Known,
     Norms,
+    NothingFound,
     Sums,
     magnitude_of,
     roots,
@@ -218,8 +219,7 @@ def _norms_of_nothing(packed: PackedList, request: ClipRequest) -> Norms:
     if not request.keeps_norms:
         return Norms(None, NOT_KEPT)
     sums = _sums_of_nothing(packed, request.norm_type, request.dtype)
-    norm = torch.zeros((), dtype=sums.dtype, device="cpu")
-    return Norms(None, Known(sums, clip_coefficient(request.max_norm, norm)))
+    return Norms(None, NothingFound(sums))
 
 
 def _sums_of_nothing(packed: PackedList, norm_type: float, dtype: torch.dtype | None) -> Sums:
