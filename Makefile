@@ -27,6 +27,11 @@ QUIETLY := -W ignore
 # Expanded in a recipe alone, after torch is installed.
 GPU_BUILD = $(or $(FASTCLIP_BUILD),$(shell $(BIN)/python bench/devices.py --build 2> /dev/null),auto)
 
+# Tests in two processes, and each file in one of them: what its tests share is made once. Threads
+# that wait sleep: a test may run beside another one's. pytest-benchmark would time nothing.
+PYTEST := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} bin/pytest -n 2 --dist loadfile \
+	--no-loadscope-reorder -p no:benchmark
+
 SOURCES := setup.py pyproject.toml README.md LICENSE $(shell find build_support csrc fastclip \
 	-type f ! -name '*.py[co]' ! -name '*.so' ! -name _build_info.json)
 CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
@@ -40,10 +45,11 @@ demo: $(DEMO_STAMP)
 
 # From .venv, not from here: the tests must see the installed package, not the source tree's.
 test: $(ALL_STAMP)
-	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 bin/pytest -c $(CURDIR)/pyproject.toml \
+	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 $(PYTEST) -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=results.xml $(PYTEST_FLAGS) $(CURDIR)/tests
 	$(BIN)/python tests/count_backends.py $(VENV)/results.xml
 	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/mutants/kernel_run.py
 	$(BIN)/python tests/mutants/triton_run.py
 
 # Faults planted in the CPU, CUDA and Triton sources: each must turn a test red.

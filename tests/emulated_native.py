@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import importlib.util
 import sysconfig
@@ -213,6 +214,16 @@ class Graph:
 @functools.cache
 def build() -> Emulated:
     """Build the extension over the emulator, in build/emulated, and import it."""
+    out = ROOT / "build" / "emulated"
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("w") as lock:
+        # Tests in another process may be building the same.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = _build_into(out)
+    return Emulated(path)
+
+
+def _build_into(out: Path) -> Path:
     csrc = ROOT / "csrc"
     kernels = [path for path in sorted((csrc / "cuda").iterdir()) if path.suffix == ".cu"]
     sources = [
@@ -223,9 +234,9 @@ def build() -> Emulated:
         *kernels,
     ]
     torch_includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-    path = build_program(
+    return build_program(
         sources,
-        ROOT / "build" / "emulated",
+        out,
         shared=True,
         include=[HERE, csrc],
         flags=[
@@ -244,7 +255,6 @@ def build() -> Emulated:
             *(f"-l{name}" for name in ("torch_python", "torch", "torch_cpu", "c10")),
         ],
     )
-    return Emulated(path)
 
 
 def _import(path: Path) -> types.ModuleType:

@@ -24,6 +24,8 @@ BENCH = Path(__file__).parents[1] / "bench"
 
 # Spinning threads of an oversubscribed machine would make these tests slow.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+# pytest-benchmark times nothing where it is told of several processes.
+ONE_THREAD.pop("PYTEST_XDIST_WORKER", None)
 
 
 @pytest.fixture
