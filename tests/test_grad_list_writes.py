@@ -210,3 +210,21 @@ def test_bad_targets_raise_before_anything_is_written(engine: Backend) -> None:
         with pytest.raises(ValueError, match="target"):
             grad_list.scale_into(targets, 0.5)
     assert all(bool(target.eq(0).all()) for target in good)
+
+
+def test_products_with_minus_zero_have_its_sign(engine: Backend) -> None:
+    grads = [torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 0.0]).repeat(5000)]
+    signs = [~grad.signbit() for grad in grads]
+    for by in (-0.0, torch.tensor(-0.0), [torch.full((2,), -0.0)]):
+        targets = copies(grads)
+        list_of(engine, grads, TENSORS).scale_into(targets, by)
+        written = copies(grads)
+        list_of(engine, written, TENSORS).scale(by)
+        for result, sign in zip((*targets, *written), (*signs, *signs), strict=True):
+            assert torch.equal(result.abs(), torch.zeros_like(result))
+            assert torch.equal(result.signbit(), sign)
+    # The coefficient of an infinite norm and a negative limit.
+    clipped = [torch.tensor([1.0, -2.0]), torch.tensor([math.inf])]
+    list_of(engine, clipped, TENSORS).clip(clip_request(-1.0))
+    assert clipped[0].tolist() == [0, 0] and clipped[0].signbit().tolist() == [True, False]
+    assert clipped[1].isnan().all()

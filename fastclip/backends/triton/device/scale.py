@@ -192,7 +192,7 @@ def rounded_factor_of(call_ptr, clip_coef, inv_scale):
 @triton.jit
 def values_of(call_ptr, tensor, mask, value, inv_scale, FORM: tl.constexpr):
     """Return what changes a tensor, or each of several, and whether it is to be changed at all."""
-    values = tensor.to(tl.float64) * 0.0 + value
+    values = tl.where(mask, value, 1.0)
     is_due = mask
     if FORM != ALL:
         coefs = field(call_ptr, COEFS)
