@@ -131,7 +131,9 @@ def test_a_short_list_keeps_the_gil_unless_its_powers_are_slow() -> None:
         for _ in range(1000):
             results.append(native_calls.clip_grad_norm_(parameters, 1e9, 2.0, False))
         kept = count[0] - before
-        for _ in range(30):
+        # The other thread may wait for a core as well, where other programs run.
+        ends = time.monotonic() + 60
+        while count[0] - before < 4 and time.monotonic() < ends:
             results.append(native_calls.clip_grad_norm_(parameters, 1e9, SLOW_NORM_TYPE, False))
         released = count[0] - before
     assert kept == 0
