@@ -47,15 +47,15 @@ demo: $(DEMO_STAMP)
 test: $(ALL_STAMP)
 	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 $(PYTEST) -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=results.xml $(PYTEST_FLAGS) $(CURDIR)/tests
-	$(BIN)/python tests/count_backends.py $(VENV)/results.xml
-	$(BIN)/python tests/mutants/run.py
-	$(BIN)/python tests/mutants/kernel_run.py
+	$(BIN)/python tests/support/count_backends.py $(VENV)/results.xml
+	$(BIN)/python tests/mutants/cpu_run.py
+	$(BIN)/python tests/mutants/cuda_run.py
 	$(BIN)/python tests/mutants/triton_run.py
 
 # Faults planted in the CPU, CUDA and Triton sources: each must turn a test red.
 mutants: $(ALL_STAMP)
-	$(BIN)/python tests/mutants/run.py
-	$(BIN)/python tests/mutants/kernel_run.py
+	$(BIN)/python tests/mutants/cpu_run.py
+	$(BIN)/python tests/mutants/cuda_run.py
 	$(BIN)/python tests/mutants/triton_run.py
 
 bench: $(ALL_STAMP)
@@ -69,7 +69,7 @@ gpu: $(TORCH_STAMP)
 	rm -f $(VENV)/gpu.xml $(SANITIZED) $(addprefix $(GPU_REPORT)/report.,md png json)
 	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	-cd $(VENV) && TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml \
-		--rootdir=$(CURDIR) --junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) $(CURDIR)/tests/test_gpu.py
+		--rootdir=$(CURDIR) --junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) $(CURDIR)/tests/cuda/test_gpu.py
 	-$(RUN_SANITIZER)
 	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py $(GPU_FLAGS) --out $(GPU_REPORT) \
 		--junit $(VENV)/gpu.xml --sanitizer $(SANITIZED)
@@ -130,7 +130,7 @@ $(ALL_STAMP): $(TORCH_STAMP) $(SOURCES)
 	touch $@ $(DEMO_STAMP)
 
 # Without the extra of the tests, whose Triton would be written over the one of a torch for ROCm:
-# tests/test_gpu.py needs pytest and NumPy alone, which the benchmark brings.
+# tests/cuda/test_gpu.py needs pytest and NumPy alone, which the benchmark brings.
 $(VENV)/.has-gpu-%: $(TORCH_STAMP) $(SOURCES)
 	FASTCLIP_BUILD=$* $(PIP_INSTALL) ".[bench]"
 	rm -f $(GPU_STAMPS)

@@ -1,6 +1,7 @@
 """What a clip should take on a GPU: its bytes over the bandwidth, and its launches.
 
-``python bench/roofline.py`` writes docs/roofline.md again; tests/test_roofline.py compares it.
+``python bench/roofline.py`` writes docs/roofline.md again; tests/bench/test_roofline.py compares
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LAUNCH_MICROSECONDS = 2.0
 
 MAX_IN_ARGUMENTS = 1630
 """kLongTable of csrc/cuda/work.h: a longer list is written to memory first, so many rows a launch.
-tests/test_roofline.py compares the launches with those that docs/counted-work.md counted."""
+tests/bench/test_roofline.py compares the launches with those that docs/counted-work.md counted."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -226,7 +227,7 @@ what is predicted for it; nobody has measured the other GPUs.
 - **Bandwidth** is what the maker says; copies reach less. Of B200s, drivers have been seen to
   report 7.67 TB/s ([pytorch/ao#4002](https://github.com/pytorch/ao/pull/4002)).
 
-`python bench/roofline.py` writes this file; tests/test_roofline.py compares it.
+`python bench/roofline.py` writes this file; tests/bench/test_roofline.py compares it.
 """
 
 MODEL = f"""

@@ -35,7 +35,7 @@ LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Run:
-    """One tool over some of tests/test_gpu.py."""
+    """One tool over some of tests/cuda/test_gpu.py."""
 
     title: str
     tool: str

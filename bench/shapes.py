@@ -1,6 +1,6 @@
 """The gradient shapes of real models, as data, and of lists that are hard on the host.
 
-Element counts are those that the models' authors publish; tests/test_bench.py holds them.
+Element counts are those that the models' authors publish; tests/bench/test_bench.py holds them.
 """
 
 from __future__ import annotations

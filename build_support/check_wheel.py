@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from build_support.plan import INFO_NAME
 
 if TYPE_CHECKING:
-    from fastclip.doctor import Diagnosis
+    from fastclip.cli.doctor import Diagnosis
 
 NOT_INHERITED = ("FASTCLIP_", "PYTHON", "VIRTUAL_ENV")
 """How the names of variables begin that would lead out of the fresh environment or change it."""

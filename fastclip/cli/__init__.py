@@ -1,0 +1,1 @@
+"""The programs ``fastclip doctor`` and ``fastclip demo``; they use public names alone."""
