@@ -21,7 +21,7 @@ void translate_exception(std::exception_ptr pointer) {
     }
     PyErr_SetObject(unsupported_error, reasons.ptr());
   } catch (const NonFinite& error) {
-    auto gradients = GradList::held_list(error.read, Kind::kReadOnly, Takes::kNative);
+    auto gradients = GradList::held_list(error.read, Kind::kReadOnly, Kernels::kNative);
     const py::tuple arguments =
         py::make_tuple(std::make_unique<Remains>(error.found), std::move(gradients));
     PyErr_SetObject(non_finite_error, arguments.ptr());
@@ -29,7 +29,7 @@ void translate_exception(std::exception_ptr pointer) {
 }
 
 // Python's collector must see the sources: a parameter may refer back to its GradClipper.
-void let_cycles_be_found(PyHeapTypeObject* heap_type) {
+void support_garbage_collection(PyHeapTypeObject* heap_type) {
   PyTypeObject* const type = &heap_type->ht_type;
   type->tp_flags |= Py_TPFLAGS_HAVE_GC;
   type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
@@ -127,8 +127,8 @@ std::pair<at::Tensor, at::Tensor> finish(const at::Tensor& total, double norm_ty
 }
 
 // Not a constructor: Python takes 0.1 us longer to call a class than a function.
-std::unique_ptr<GradList> gather(py::list sources, int kind, int takes) {
-  return std::make_unique<GradList>(std::move(sources), kind, takes);
+std::unique_ptr<GradList> gather(py::list sources, int kind, int kernels) {
+  return std::make_unique<GradList>(std::move(sources), kind, kernels);
 }
 
 // A property of a held list's packing.
@@ -141,7 +141,7 @@ void bind_grad_list(py::module_& module) {
   using torch::wrap_pybind_function;  // turns TORCH_WARN into Python warnings
   const auto none = [](const char* name) { return py::arg(name).none(true); };
   py::class_<GradList>(module, "GradList", py::module_local(),
-                       py::custom_type_setup(&let_cycles_be_found))
+                       py::custom_type_setup(&support_garbage_collection))
       .def("hold", wrap_pybind_function(&GradList::hold), py::arg("takes_norm"))
       .def("clip", wrap_pybind_function(&clip), py::arg("request"), py::arg("is_fused"))
       .def("clip_and_keep", wrap_pybind_function(&clip_and_keep), py::arg("request"),
@@ -202,7 +202,7 @@ PYBIND11_MODULE(_C, module) {
       .def("is_capturing", wrap_pybind_function(&Remains::is_capturing));
   bind_grad_list(module);
 
-  module.def("gather", &gather, py::arg("sources"), py::arg("kind"), py::arg("takes"));
+  module.def("gather", &gather, py::arg("sources"), py::arg("kind"), py::arg("kernels"));
   module.def("finish", wrap_pybind_function(&finish), py::arg("total"), py::arg("norm_type"),
              py::arg("dtype"), py::arg("max_norm"), py::arg("inv_scale").none(true));
   module.def("cuda_reasons", wrap_pybind_function(&cuda_reasons), py::arg("device"));

@@ -71,8 +71,8 @@ class GradList:
     def addresses_of(self, targets: list[Tensor]) -> list[int]: ...
     def bump_versions(self) -> None: ...
 
-def gather(sources: list[Tensor], kind: int, takes: int) -> GradList:
-    """Make a list; ``kind`` and ``takes`` are numbers of ``Kind`` and ``Takes``."""
+def gather(sources: list[Tensor], kind: int, kernels: int) -> GradList:
+    """Make a list; ``kind`` and ``kernels`` are numbers of ``Kind`` and ``Kernels``."""
 
 def finish(
     total: Tensor,

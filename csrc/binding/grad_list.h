@@ -36,10 +36,10 @@ struct NonFinite {
 
 class GradList {
  public:
-  GradList(py::list sources, int kind, int takes)
+  GradList(py::list sources, int kind, int kernels)
       : sources_(std::move(sources)),
         kind_(static_cast<Kind>(kind)),
-        takes_(static_cast<Takes>(takes)) {}
+        kernels_(static_cast<Kernels>(kernels)) {}
 
   // A list whose sources are the gradients themselves. Each of its operations still walks them: a
   // tensor may be given other memory, another dtype or another device.
@@ -48,20 +48,20 @@ class GradList {
     Gradients gradients = walk(takes_norm, &read);
     gradients.own();
     const Kind kind = kind_ == Kind::kReadOnly ? Kind::kReadOnly : Kind::kTensors;
-    auto held = held_list(read, kind, takes_);
-    if (takes_ != Takes::kNative) held->packing_.emplace(std::move(gradients));
+    auto held = held_list(read, kind, kernels_);
+    if (kernels_ != Kernels::kNative) held->packing_.emplace(std::move(gradients));
     return held;
   }
 
   // A list of gradients that have been read, undefined where a source has none.
   static std::unique_ptr<GradList> held_list(const std::vector<at::Tensor>& read, Kind kind,
-                                             Takes takes) {
+                                             Kernels kernels) {
     py::list tensors;
     for (const at::Tensor& tensor : read) {
       tensors.append(tensor.defined() ? py::cast(tensor) : py::none());
     }
     auto held = std::make_unique<GradList>(std::move(tensors), static_cast<int>(kind),
-                                           static_cast<int>(takes));
+                                           static_cast<int>(kernels));
     held->is_held_ = true;
     return held;
   }
@@ -176,7 +176,7 @@ class GradList {
   Gradients walk(bool takes_norm, std::vector<at::Tensor>* read = nullptr) const {
     PyObject* const list = sources_.ptr();
     const Use use{kind_ != Kind::kReadOnly, takes_norm};
-    Collector collector(static_cast<size_t>(PyList_GET_SIZE(list)), use, takes_, read);
+    Collector collector(static_cast<size_t>(PyList_GET_SIZE(list)), use, kernels_, read);
     const auto object_at = [&](size_t i) -> PyObject* {
       const auto index = static_cast<Py_ssize_t>(i);
       return index < PyList_GET_SIZE(list) ? PyList_GET_ITEM(list, index) : nullptr;
@@ -317,7 +317,7 @@ class GradList {
 
   py::list sources_;
   Kind kind_;
-  Takes takes_;
+  Kernels kernels_;
   bool is_held_ = false;  // the sources are gradients, None where there was none
   at::Tensor checked_;    // the found_inf that the held gradients were checked for
   std::optional<Packing> packing_;

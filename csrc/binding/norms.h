@@ -317,7 +317,7 @@ class NormOfParts {
   // One total for each part; none for a list on one GPU, whose partials the next kernel combines.
   Totals reduce_parts() {
     const NormOptions& options = found_.options;
-    const bool is_alone = found_.parts.size() == 1;
+    const bool has_one_part = found_.parts.size() == 1;
     Totals totals;
     for (size_t i = 0; i < found_.parts.size(); ++i) {
       Part& part = found_.parts[i];
@@ -330,7 +330,7 @@ class NormOfParts {
       launch(part, [&](const CudaLaunchers& launchers, int device, void* stream) {
         return launchers.reduce(part.on_gpu, sums_of(i), device, stream);
       });
-      if (is_alone) break;
+      if (has_one_part) break;
       CudaResult result{};
       result.total = part.total;
       launch_finish(part, part.on_gpu, sums_of(i), result);

@@ -108,11 +108,11 @@ inline Parts split_by_device(Gradients* gradients, const std::vector<char*>& tar
   const auto size = static_cast<size_t>(gradients->size());
   if (size == 0) return parts;
   const c10::Device first = gradients->is_on_gpu ? gradients->device_of(0) : at::kCPU;
-  bool is_alone = true;
-  for (size_t i = 1; gradients->is_on_gpu && is_alone && i < size; ++i) {
-    is_alone = gradients->device_of(i) == first;
+  bool is_on_one_device = true;
+  for (size_t i = 1; gradients->is_on_gpu && is_on_one_device && i < size; ++i) {
+    is_on_one_device = gradients->device_of(i) == first;
   }
-  if (is_alone) {
+  if (is_on_one_device) {
     Part& part = parts.emplace_back(first);
     part.entries = gradients->entries.data();
     part.size = gradients->size();

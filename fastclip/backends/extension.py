@@ -31,8 +31,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Takes(IntEnum):
-    """Whose kernels a list is for; its numbers are those of csrc/binding/walk/takes.h."""
+class Kernels(IntEnum):
+    """Whose kernels a list is for; its numbers are those of csrc/binding/walk/purpose.h."""
 
     NATIVE = 0
     TRITON_ON_GPU = 1
@@ -77,15 +77,15 @@ def require() -> None:
         raise RefusedError(reasons)
 
 
-def translated(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def call_translating_errors(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function of the extension; its errors become those of ``base``."""
     try:
         return function(*args, **kwargs)
     except binding.UnsupportedError as error:
-        raise unsupported(error) from None
+        raise refusal_of(error) from None
 
 
-def unsupported(error: Exception) -> RefusedError:
+def refusal_of(error: Exception) -> RefusedError:
     """Return the error of ``base`` for an ``UnsupportedError`` of the extension."""
     reasons = [Reason(ReasonKind(kind), text) for kind, text in error.args[0]]
     return RefusedError(reasons, _warning_of(reasons))

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import extension
 from .base import NonFiniteError, Reason, ReasonKind, RefusedError, nonfinite_positions
 from .clip_mode import is_fused
-from .extension import Takes, translated, unsupported
+from .extension import Kernels, call_translating_errors, refusal_of
 from .request import (
     NOT_KEPT,
     ClipRequest,
@@ -28,7 +28,7 @@ from .tensors import check_scalars, clip_coefficient
 if TYPE_CHECKING:
     from .extension import BoundList, BoundRemains
 
-TAKES = Takes.NATIVE
+KERNELS = Kernels.NATIVE
 
 
 class NativeBackend:
@@ -48,7 +48,7 @@ class NativeBackend:
     ) -> NativeList:
         if extension.load():
             extension.require()
-        return NativeList(extension.binding.gather(sources, kind, TAKES))
+        return NativeList(extension.binding.gather(sources, kind, KERNELS))
 
 
 class NativeList:
@@ -60,7 +60,7 @@ class NativeList:
         self._list = bound
 
     def hold(self, *, takes_norm: bool = True) -> NativeList:
-        return NativeList(translated(self._list.hold, takes_norm))
+        return NativeList(call_translating_errors(self._list.hold, takes_norm))
 
     def clip(self, request: ClipRequest) -> Norms:
         magnitude = None
@@ -72,7 +72,7 @@ class NativeList:
                 return NativeNorms(self._list.clip_and_keep(request, is_fused()), magnitude)
             return Norms(self._list.clip(request, is_fused()), NOT_KEPT)
         except extension.binding.UnsupportedError as error:
-            raise unsupported(error) from None
+            raise refusal_of(error) from None
         except extension.binding.NonFiniteError as error:
             remains, gradients = error.args
             positions = nonfinite_positions(NativeList(gradients))
@@ -86,11 +86,11 @@ class NativeList:
         found_inf: Tensor | None = None,
     ) -> Sums:
         check_scalars(None, found_inf)
-        return Sums(*translated(self._list.reduce, norm_type, dtype, found_inf))
+        return Sums(*call_translating_errors(self._list.reduce, norm_type, dtype, found_inf))
 
     def finish(self, sums: Sums, request: ClipRequest) -> Norms:
         check_scalars(request.inv_scale, None)
-        total_norm, clip_coef = translated(
+        total_norm, clip_coef = call_translating_errors(
             extension.binding.finish,
             sums.total,
             sums.norm_type,
@@ -105,10 +105,10 @@ class NativeList:
     ) -> bool:
         check_scalars(inv_scale, found_inf)
         if not isinstance(by, Coefficient):
-            return translated(self._list.scale, _multiplier(by), inv_scale, found_inf)
+            return call_translating_errors(self._list.scale, _multiplier(by), inv_scale, found_inf)
         if not isinstance(by.total_norm, Tensor):
             raise RefusedError([Reason(ReasonKind.CALL, "total_norm is no tensor")])
-        return translated(
+        return call_translating_errors(
             self._list.scale_by_norm, by.max_norm, by.total_norm, inv_scale, found_inf
         )
 
@@ -123,7 +123,9 @@ class NativeList:
         check_scalars(inv_scale, found_inf)
         known = clip_coefficient(*by) if isinstance(by, Coefficient) else by
         multiplier = _multiplier(known)
-        translated(self._list.scale_into, list(targets), multiplier, inv_scale, found_inf)
+        call_translating_errors(
+            self._list.scale_into, list(targets), multiplier, inv_scale, found_inf
+        )
 
     def clamp(
         self,
@@ -133,7 +135,7 @@ class NativeList:
         found_inf: Tensor | None = None,
     ) -> bool:
         check_scalars(inv_scale, found_inf)
-        return translated(self._list.clamp, clip_value, inv_scale, found_inf)
+        return call_translating_errors(self._list.clamp, clip_value, inv_scale, found_inf)
 
 
 class NativeNorms(Norms):

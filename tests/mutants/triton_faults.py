@@ -297,8 +297,8 @@ FAULTS = (
     TritonFault(
         "a tensor's coefficient of 1 is written",
         SCALE,
-        "is_due = mask & is_due if FORM == WHERE_DUE else mask",
-        "is_due = mask",
+        "should_write = mask & should_write if FORM == WHERE_NEEDED else mask",
+        "should_write = mask",
         "triton/test_triton.py::test_a_coefficient_for_each_tensor[dtype0]",
     ),
     TritonFault(
@@ -332,8 +332,8 @@ FAULTS = (
     TritonFault(
         "a scale is written though found_inf is set",
         KERNELS,
-        "if is_due and not is_stopped(call_ptr):",
-        "if is_due:",
+        "if should_write and not is_stopped(call_ptr):",
+        "if should_write:",
         "triton/test_triton_operations.py::test_scale_by_a_number_is_a_float64_product[all]",
     ),
     TritonFault(
@@ -354,8 +354,8 @@ FAULTS = (
     TritonFault(
         "a scale does not multiply by inv_scale",
         KERNELS,
-        "factor, is_due = rounded_factor_of(call_ptr, clip_coef, inv_scale)",
-        "factor, is_due = rounded_factor_of(call_ptr, clip_coef, inv_scale * 0 + 1)",
+        "factor, should_write = rounded_factor_of(call_ptr, clip_coef, inv_scale)",
+        "factor, should_write = rounded_factor_of(call_ptr, clip_coef, inv_scale * 0 + 1)",
         "triton/test_triton_operations.py::test_scale_by_a_number_is_a_float64_product[all]",
     ),
     TritonFault(

@@ -13,8 +13,8 @@
 #include "dtensor.h"
 #include "duplicates.h"
 #include "look_ahead.h"
+#include "purpose.h"
 #include "reasons.h"
-#include "takes.h"
 
 namespace fastclip {
 
@@ -43,10 +43,10 @@ inline std::string dtype_name(at::ScalarType type) {
   return name.substr(name.find('.') + 1);
 }
 
-inline Reason why_unsupported(const at::Tensor& grad, Takes takes) {
+inline Reason why_unsupported(const at::Tensor& grad, Kernels kernels) {
   DType dtype;
   if (is_dtensor(grad)) return {ReasonKind::kTensors, kDTensorReason};
-  if (!is_supported_device(grad, takes)) return why_not_on_device(grad, takes);
+  if (!is_supported_device(grad, kernels)) return why_not_on_device(grad, kernels);
   const auto reason = [](std::string text) { return Reason{ReasonKind::kTensors, text}; };
   if (!to_dtype(grad.scalar_type(), &dtype)) {
     return reason("dtype " + dtype_name(grad.scalar_type()) +
@@ -67,8 +67,8 @@ inline Reason why_unsupported(const at::Tensor& grad, Takes takes) {
 class Collector {
  public:
   // `read`, unless null, receives the gradient of each source.
-  Collector(size_t expected, Use use, Takes takes, std::vector<at::Tensor>* read)
-      : writes_(use.writes), takes_norm_(use.takes_norm), takes_(takes), read_(read) {
+  Collector(size_t expected, Use use, Kernels kernels, std::vector<at::Tensor>* read)
+      : writes_(use.writes), takes_norm_(use.takes_norm), kernels_(kernels), read_(read) {
     gradients_.tensors.reserve(expected);
     gradients_.entries.reserve(expected);
     gradients_.entry_of_source.reserve(expected);
@@ -139,7 +139,7 @@ class Collector {
     for (const TensorEntry& entry : gradients_.entries) {
       gradients_.has_float64 |= entry.dtype == DType::kFloat64;
     }
-    if (gradients_.is_on_gpu || takes_ != Takes::kNative) gradients_.own();
+    if (gradients_.is_on_gpu || kernels_ != Kernels::kNative) gradients_.own();
     return std::move(gradients_);
   }
 
@@ -166,11 +166,11 @@ class Collector {
   }
 
   bool is_on_gpu(const c10::TensorImpl* impl) const {
-    return accelerator::is_plain(impl) && takes_gpu(takes_);
+    return accelerator::is_plain(impl) && reach_gpu(kernels_);
   }
 
   bool is_on_cpu(const c10::TensorImpl* impl) const {
-    return impl->key_set() == plain_cpu_keys() && takes_cpu(takes_);
+    return impl->key_set() == plain_cpu_keys() && reach_cpu(kernels_);
   }
 
   // Fills `entry` from a plain gradient; false for any other.
@@ -208,7 +208,7 @@ class Collector {
   void refuse(const at::Tensor grad) {
     prepare_for_python();
     check_writable(grad);
-    add_reason(why_unsupported(grad, takes_));
+    add_reason(why_unsupported(grad, kernels_));
   }
 
   void add_reason(const Reason& reason) {
@@ -270,7 +270,7 @@ class Collector {
   std::vector<Reason> reasons_;
   bool writes_;
   bool takes_norm_;
-  Takes takes_;
+  Kernels kernels_;
   std::vector<at::Tensor>* read_;
   bool python_ran_ = false;
   bool all_may_share_ = false;

@@ -31,7 +31,7 @@ from .factors import (
     multipliers_of,
     whole_coefficient,
 )
-from .finite import flag_of, raise_flag
+from .finite import flag_of, set_flag
 from .gradients import FoundGradients, found_in, read
 from .norms import Form, Measured, check_dtypes, form_of, measure
 from .scale import elements_of, multiply_
@@ -147,7 +147,7 @@ class ReferenceList:
             found, multipliers = self._multipliers(by, inv_scale, found_inf)
             flag = self._find_flag(found, found_inf)
             elements = elements_of(found.distinct)
-            raise_flag(found_inf, flag)
+            set_flag(found_inf, flag)
             if isinstance(multipliers, Multiplier):
                 multiply_(elements, multipliers, foreach=self._foreach)
             else:
@@ -168,7 +168,7 @@ class ReferenceList:
             found, multipliers = self._multipliers(by, inv_scale, found_inf)
             flag = self._find_flag(found, found_inf)
             check_targets(targets, found.distinct)
-            raise_flag(found_inf, flag)
+            set_flag(found_inf, flag)
             for i, (target, grad) in enumerate(zip(targets, found.distinct, strict=True)):
                 is_one = isinstance(multipliers, Multiplier)
                 multiply_into(target, grad, multipliers if is_one else multipliers[i])
@@ -188,7 +188,7 @@ class ReferenceList:
             flag = self._find_flag(found, found_inf)
             elements = clamp_elements_of(found.distinct, clip_value)
             scaled = None if inv_scale is None else elements_of(found.distinct)
-            raise_flag(found_inf, flag)
+            set_flag(found_inf, flag)
             if scaled is not None:
                 # In two passes, of which one moves the versions.
                 by = Multiplier(1.0, inv_scale, found_inf)
@@ -247,7 +247,7 @@ class ReferenceList:
 
     def _note(self, found_inf: Tensor | None, flag: Tensor | None) -> None:
         """Set the flag, and remember that what is held has been checked for it."""
-        raise_flag(found_inf, flag)
+        set_flag(found_inf, flag)
         if found_inf is not None:
             self._checked = found_inf
 

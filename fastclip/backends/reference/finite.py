@@ -40,7 +40,7 @@ def flag_of(
     return is_set
 
 
-def raise_flag(found_inf: Tensor | None, flag: Tensor | None) -> None:
+def set_flag(found_inf: Tensor | None, flag: Tensor | None) -> None:
     """Set ``found_inf`` to 1 where ``flag`` is set; never clear it. None: nobody asked."""
     if found_inf is not None and flag is not None:
         found_inf.masked_fill_(flag.to(found_inf.device), 1.0)

@@ -46,8 +46,8 @@ class TritonBackend:
     def unavailable_reasons(self, device_type: str) -> list[str]:
         supported = loading.supported_device()
         if device_type != supported:
-            is_told = loading.is_interpreted()
-            because = f"; {loading.INTERPRET_VARIABLE} is set" if is_told else ""
+            is_interpreted = loading.is_interpreted()
+            because = f"; {loading.INTERPRET_VARIABLE} is set" if is_interpreted else ""
             return [f"device {device_type} (supported: {supported}{because})"]
         reasons = list(loading.import_reasons())
         if device_type == "cuda" and not reasons:

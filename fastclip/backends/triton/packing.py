@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..extension import Takes
+from ..extension import Kernels
 from ..request import Kind
 from .torch_list import TorchList, pack
 
@@ -85,16 +85,16 @@ def pack_of(sources: list[Tensor], kind: Kind, is_interpreted: bool) -> Pack:
     """Return what packs the gradients of sources."""
     if extension.load():
         return functools.partial(pack, sources, kind, is_interpreted)
-    takes = Takes.TRITON_INTERPRETED if is_interpreted else Takes.TRITON_ON_GPU
-    bound = extension.binding.gather(sources, kind, takes)
-    return functools.partial(extension.translated, bound.hold)
+    kernels = Kernels.TRITON_INTERPRETED if is_interpreted else Kernels.TRITON_ON_GPU
+    bound = extension.binding.gather(sources, kind, kernels)
+    return functools.partial(extension.call_translating_errors, bound.hold)
 
 
 def held_pack(packed: PackedList) -> Pack:
     """Return what packs the tensors of a list again."""
     if isinstance(packed, TorchList):
         return packed.hold
-    return functools.partial(extension.translated, packed.hold)
+    return functools.partial(extension.call_translating_errors, packed.hold)
 
 
 def device_of(packed: PackedList) -> torch.device:

@@ -12,7 +12,7 @@ from .scale import (
     INTO_TARGETS,
     MULTIPLY,
     SCALE_AND_CLAMP,
-    WHERE_DUE,
+    WHERE_NEEDED,
     change_groups,
     coefficient_in,
     rounded_factor_of,
@@ -45,9 +45,9 @@ def sync_grid(call_ptr):
 @triton.jit
 def finish_and_change(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr):
     """The second phase: the factor, the sums, and where it is due the rescale."""
-    factor, is_due = finish_norm(call_ptr, KIND)
+    factor, should_write = finish_norm(call_ptr, KIND)
     write_sums(call_ptr, KIND)
-    if is_due:
+    if should_write:
         change_groups(call_ptr, factor, 1.0, MIX, MULTIPLY, ALL)
 
 
@@ -88,17 +88,17 @@ def factors_in(call_ptr):
     else:
         clip_coef = coefficient_in(call_ptr, tl.float32)
     inv_scale = inv_scale_in(call_ptr, tl.float64)
-    factor, is_due = rounded_factor_of(call_ptr, clip_coef, inv_scale)
-    return factor, is_due, inv_scale
+    factor, should_write = rounded_factor_of(call_ptr, clip_coef, inv_scale)
+    return factor, should_write, inv_scale
 
 
 @triton.jit(do_not_specialize=["call"])
 def scale_kernel(call: tl.int64, MIX: tl.constexpr):
     """Multiply in place, except by a coefficient of 1 or more, and where an inf was found."""
     call_ptr = words_at(call)
-    factor, is_due, inv_scale = factors_in(call_ptr)
-    if is_due and not is_stopped(call_ptr):
-        change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, WHERE_DUE)
+    factor, should_write, inv_scale = factors_in(call_ptr)
+    if should_write and not is_stopped(call_ptr):
+        change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, WHERE_NEEDED)
 
 
 @triton.jit(do_not_specialize=["call"])

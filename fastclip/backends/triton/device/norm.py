@@ -201,8 +201,8 @@ def factor_of(clip_coef, inv_scale):
     It is not where a coefficient of 1 or more is all that there is.
     """
     # NaN is not >= 1: it is written, as torch writes it.
-    is_due = ~(tl.where(inv_scale == 1.0, clip_coef, 0.0) >= 1.0)
-    return (clip_coef * inv_scale).to(tl.float64), is_due
+    should_write = ~(tl.where(inv_scale == 1.0, clip_coef, 0.0) >= 1.0)
+    return (clip_coef * inv_scale).to(tl.float64), should_write
 
 
 @triton.jit
@@ -221,9 +221,9 @@ def factor_in(call_ptr, norm, T: tl.constexpr):
         coef_address = field(call_ptr, CLIP_COEF)
         if coef_address != 0:
             tl.store(coef_address.to(tl.pointer_type(T)), clip_coef)
-    factor, is_due = factor_of(clip_coef, inv_scale_in(call_ptr, T))
+    factor, should_write = factor_of(clip_coef, inv_scale_in(call_ptr, T))
     is_finite = tl.abs(total_norm) < INF
-    return factor, is_due and (is_finite or field(call_ptr, ERROR_IF_NONFINITE) == 0)
+    return factor, should_write and (is_finite or field(call_ptr, ERROR_IF_NONFINITE) == 0)
 
 
 @triton.jit
@@ -236,7 +236,7 @@ def finish_norm(call_ptr, KIND: tl.constexpr):
     norm = root(total, number(call_ptr, NORM_TYPE), KIND)
     norm *= tl.abs(inv_scale_in(call_ptr, tl.float64))
     if field(call_ptr, IS_FLOAT64) != 0:
-        factor, is_due = factor_in(call_ptr, norm, tl.float64)
+        factor, should_write = factor_in(call_ptr, norm, tl.float64)
     else:
-        factor, is_due = factor_in(call_ptr, norm, tl.float32)
-    return factor, is_due and not is_stopped(call_ptr)
+        factor, should_write = factor_in(call_ptr, norm, tl.float32)
+    return factor, should_write and not is_stopped(call_ptr)

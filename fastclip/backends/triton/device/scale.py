@@ -43,11 +43,11 @@ MULTIPLY = tl.constexpr(0)  # by a coefficient: float32 for 16- and 32-bit eleme
 CLAMP = tl.constexpr(1)  # to [-limit, limit]; NaN stays
 SCALE_AND_CLAMP = tl.constexpr(2)  # the product with inv_scale, rounded to the dtype
 
-APART_BLOCK = tl.constexpr(1024)
+UNALIGNED_BLOCK = tl.constexpr(1024)
 
 # Which tensors are changed, and where the result goes.
 ALL = tl.constexpr(0)  # in place
-WHERE_DUE = tl.constexpr(1)  # in place, except by coefficients of 1 and more
+WHERE_NEEDED = tl.constexpr(1)  # in place, except by coefficients of 1 and more
 INTO_TARGETS = tl.constexpr(2)  # new memory: written whatever the coefficient
 
 
@@ -158,10 +158,10 @@ def change_chunk(source, target, count, value, inv_scale, T: tl.constexpr, CHANG
 
 
 @triton.jit
-def change_apart(source, target, count, value, T: tl.constexpr):
+def multiply_unaligned(source, target, count, value, T: tl.constexpr):
     """Multiply consecutive elements into memory that lies otherwise towards the boundaries."""
-    offsets = tl.arange(0, APART_BLOCK)
-    for start in range(0, count, APART_BLOCK):
+    offsets = tl.arange(0, UNALIGNED_BLOCK)
+    for start in range(0, count, UNALIGNED_BLOCK):
         mask = start + offsets < count
         x = tl.load(source.to(tl.pointer_type(T)) + start + offsets, mask=mask, other=0.0)
         tl.store(target.to(tl.pointer_type(T)) + start + offsets, multiplied(x, value), mask=mask)
@@ -183,17 +183,17 @@ def change_rows(source, target, counts, values, inv_scale, T: tl.constexpr, CHAN
 @triton.jit
 def rounded_factor_of(call_ptr, clip_coef, inv_scale):
     """Return factor_of() two float64; the product is rounded as that of the coefficient's dtype."""
-    factor, is_due = factor_of(clip_coef, inv_scale)
+    factor, should_write = factor_of(clip_coef, inv_scale)
     if field(call_ptr, IS_FLOAT64) == 0:
         factor = factor.to(tl.float32).to(tl.float64)  # once: of two float32 it was exact
-    return factor, is_due
+    return factor, should_write
 
 
 @triton.jit
 def values_of(call_ptr, tensor, mask, value, inv_scale, FORM: tl.constexpr):
     """Return what changes a tensor, or each of several, and whether it is to be changed at all."""
     values = tl.where(mask, value, 1.0)
-    is_due = mask
+    should_write = mask
     if FORM != ALL:
         coefs = field(call_ptr, COEFS)
         if coefs != 0:
@@ -201,9 +201,9 @@ def values_of(call_ptr, tensor, mask, value, inv_scale, FORM: tl.constexpr):
                 values = tl.load(float64_at(coefs) + tensor, mask=mask, other=1.0)
             else:
                 values = tl.load(float32_at(coefs) + tensor, mask=mask, other=1.0).to(tl.float64)
-            values, is_due = rounded_factor_of(call_ptr, values, inv_scale)
-            is_due = mask & is_due if FORM == WHERE_DUE else mask
-    return values, is_due
+            values, should_write = rounded_factor_of(call_ptr, values, inv_scale)
+            should_write = mask & should_write if FORM == WHERE_NEEDED else mask
+    return values, should_write
 
 
 @triton.jit
@@ -224,8 +224,8 @@ def change_small(
     target = source
     if FORM == INTO_TARGETS:
         target = tl.load(targets(call_ptr, tensors) + mine, mask=is_mine, other=0)
-    values, is_due = values_of(call_ptr, mine, is_mine, value, inv_scale, FORM)
-    packed = tl.load(packed_counts(call_ptr, tensors) + mine, mask=is_due, other=0)
+    values, should_write = values_of(call_ptr, mine, is_mine, value, inv_scale, FORM)
+    packed = tl.load(packed_counts(call_ptr, tensors) + mine, mask=should_write, other=0)
     for CODE in tl.static_range(CODES):
         if MIX & (1 << CODE):
             counts = tl.where(code_of(packed) == CODE, count_of(packed), 0)
@@ -245,8 +245,8 @@ def change_large(
     FORM: tl.constexpr,
 ):
     """Change a chunk."""
-    values, is_due = values_of(call_ptr, tensor, tensor >= 0, value, inv_scale, FORM)
-    if is_due:
+    values, should_write = values_of(call_ptr, tensor, tensor >= 0, value, inv_scale, FORM)
+    if should_write:
         address, packed, skipped, count = chunk_of(call_ptr, tensors, tensor, slot)
         source = address + skipped
         if FORM == INTO_TARGETS:
@@ -264,7 +264,7 @@ def change_large(
                             source, target, count, values, inv_scale, type_of(CODE), CHANGE
                         )
                     else:
-                        change_apart(source, target, count, values, type_of(CODE))
+                        multiply_unaligned(source, target, count, values, type_of(CODE))
 
 
 @triton.jit
