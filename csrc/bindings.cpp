@@ -1,6 +1,7 @@
-// The Python module fastclip._C: the bound list, its errors, and what it can say of the machine.
-// With binding/**.h, which it alone includes, the only code that knows torch. They are one
-// translation unit because torch's headers take a compiler most of a minute.
+// The Python module fastclip._C: the bound list, its errors, and facts about the machine. This file
+// and the headers below csrc/binding, which only it includes, are the only code that knows torch.
+// They are one translation unit because torch/extension.h alone takes a compiler most of a minute,
+// and every further source would pay that again.
 #include <torch/csrc/Exceptions.h>
 
 #include "binding/grad_list.h"
@@ -46,7 +47,7 @@ void support_garbage_collection(PyHeapTypeObject* heap_type) {
   };
 }
 
-// Why the CUDA kernels cannot run on a device; nothing if they can.
+// Returns why the CUDA kernels cannot run on a device; empty if they can.
 std::vector<std::string> cuda_reasons(int device) {
   if (cuda_launchers() == nullptr) return {"fastclip._C has no CUDA kernels"};
   const auto index = static_cast<c10::DeviceIndex>(device);
@@ -93,7 +94,7 @@ std::unique_ptr<Remains> clip_and_keep(GradList& list, const py::tuple& request,
   return remains;
 }
 
-// The norm alone: to make a Python object of the rest takes 0.3 us.
+// Returns total_norm only: making a Python object of the rest takes 0.3 us.
 Optional clip(GradList& list, const py::tuple& request, bool is_fused) {
   const CudaMode mode = is_fused ? CudaMode::kFused : CudaMode::kSplit;
   Remains remains;
@@ -101,7 +102,7 @@ Optional clip(GradList& list, const py::tuple& request, bool is_fused) {
   return remains.total_norm();
 }
 
-// total_norm and clip_coef of a total, which may be that of other lists as well.
+// Returns total_norm and clip_coef for a total, which may include the sums of other lists.
 std::pair<at::Tensor, at::Tensor> finish(const at::Tensor& total, double norm_type,
                                          at::ScalarType dtype, const MaxNorm& max_norm,
                                          const Optional& inv_scale) {
@@ -131,7 +132,7 @@ std::unique_ptr<GradList> gather(py::list sources, int kind, int kernels) {
   return std::make_unique<GradList>(std::move(sources), kind, kernels);
 }
 
-// A property of a held list's packing.
+// Returns the getter of a property of a held list's packing.
 template <typename Get>
 auto packed(Get get) {
   return [get](const GradList& list) { return (list.packing().*get)(); };

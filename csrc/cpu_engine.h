@@ -1,8 +1,9 @@
-// Drives the chunk kernels over lists in CPU memory, on threads that the caller gives. No torch.
+// Drives the chunk kernels over lists in CPU memory, on threads that the caller provides. Includes
+// no torch.
 //
 // A thread takes spans (runs of consecutive chunks) from a shared counter, so that a core that is
-// slowed down delays nobody. Which thread computes a chunk changes nothing: every chunk has one
-// partial, and partials are added in the order of the list.
+// slowed down does not delay the others. Which thread computes a chunk changes nothing: every chunk
+// has one partial, and partials are added in the order of the list.
 //
 // A Pool has threads(), how many there are, and run(threads, work), which calls work(i, i + 1) for
 // each i below `threads`, at the same time where it can.
@@ -76,9 +77,9 @@ inline int64_t elements_of_chunk(const TensorList& list, const TensorEntry& entr
   return std::min(list.chunk_size, entry.count - chunk * list.chunk_size);
 }
 
-// torch.set_flush_denormal sets a mode of single threads, and which thread takes a chunk is chance:
-// the bits would be chance as well. The mode is off while a thread works here, and from the first
-// sum to the coefficient in the thread that calls.
+// The mode that torch.set_flush_denormal sets is per thread, and any thread may take any chunk, so
+// honouring it would make the result depend on scheduling. It is off while a thread works here; in
+// the calling thread it is off from the first sum to the coefficient.
 class KeepDenormals {
  public:
   KeepDenormals() : saved_(read()) { write(saved_ & ~kFlushes); }
@@ -107,7 +108,7 @@ class KeepDenormals {
   uint64_t saved_;
 };
 
-// No prefetcher of the CPU follows from the end of one small tensor to the start of another.
+// The CPU's own prefetchers do not jump from the end of one small tensor to the start of another.
 inline void prefetch_head(const TensorEntry& entry) {
   const int64_t bytes = std::min<int64_t>(entry.count * element_size(entry.dtype), 512);
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(entry.data + line);
@@ -148,7 +149,7 @@ class PNorm {
 
   static bool supports(double norm_type) { return norm_type > 0; }
 
-  // At the speed of memory; other powers take much longer.
+  // Returns whether sums run at the speed of memory; other powers take much longer.
   static bool streams(double norm_type) {
     return norm_type == 2 || norm_type == 1 || std::isinf(norm_type);
   }
@@ -195,8 +196,9 @@ class PNorm {
   bool is_wide_;
 };
 
-// One combined value per entry, before the root. `found_inf`, unless null, is set where an element
-// is inf or NaN: a sum may have overflowed without one, and is looked at again.
+// Returns one combined value per entry, before the root. `found_inf`, unless null, is set if an
+// element is inf or NaN. A sum may overflow although no element is, so the elements of a chunk
+// whose sum is not finite are looked at again.
 template <typename Pool>
 std::vector<double> reduce_entries(const TensorList& list, const PNorm& norm, bool* found_inf) {
   const ChunkKernels& kernels = active_kernels();
@@ -223,7 +225,7 @@ std::vector<double> reduce_entries(const TensorList& list, const PNorm& norm, bo
 
 // What the gradients of a list are multiplied by, on the CPU.
 struct CpuFactor {
-  double coef = 1;               // for all, or
+  double coef = 1;               // for all entries, unless `each` is set
   const double* each = nullptr;  // for each entry
   double inv_scale = 1;
   bool is_wide = false;  // the product of the two is taken in float64, else in float32
@@ -233,7 +235,8 @@ struct CpuFactor {
     return inv_scale == 1 ? chosen : scaled_coefficient(chosen, inv_scale, is_wide);
   }
 
-  // No write at all for a coefficient of 1; NaN is not >= 1, so that it writes, as torch does.
+  // Returns whether an entry is written: not for a coefficient of 1. NaN is not >= 1, so it is
+  // written, as torch does.
   bool should_write(int64_t entry) const {
     const double chosen = each != nullptr ? each[entry] : coef;
     if (chosen >= 1) return inv_scale != 1;
@@ -253,7 +256,7 @@ void scale_entries(const TensorList& list, const CpuFactor& factor) {
                        });
 }
 
-// targets[i] = entries[i] * factor; always written, the targets are new memory.
+// Writes targets[i] = entries[i] * factor, whatever the factor: the targets are new memory.
 template <typename Pool>
 void scale_entries_into(const TensorList& list, char* const* targets, const CpuFactor& factor) {
   const ChunkKernels& kernels = active_kernels();

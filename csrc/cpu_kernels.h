@@ -1,5 +1,5 @@
 // Everything the binding may call: the chunk kernels of each instruction set.
-// Plain C++; the one header that both the binding and the kernels include.
+// Plain C++: this header includes neither torch nor Python.
 #pragma once
 
 #include <cstdint>

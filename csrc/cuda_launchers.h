@@ -97,7 +97,7 @@ struct CudaLaunchers {
   // is linked in, and the build holds code for the device.
   int (*check)(int device);
 
-  // Whether a CUDA graph is being captured on the stream, or may be.
+  // Returns whether a CUDA graph is being captured on the stream, or may be.
   bool (*is_capturing)(int device, void* stream);
 
   const char* (*name)(int status);    // such as "cudaErrorNoDevice"

@@ -23,11 +23,11 @@ constexpr int kVectorBytes = 16;
 // 4,096 bytes, 21.1 us instead of 32.0 (bfloat16, 8 KiB each), 25.5 instead of 32.8 (float32, 16
 // KiB) and 25.2 instead of 32.8 (bfloat16, 16 KiB); twice as high a limit helped 2,000 of 32 KiB,
 // and ResNet-50 in bfloat16 took 30.0 us instead of 23.9 (bench/results/2026-11-28-h200: v1 of
-// variants-1.txt, v8 and v9 of variants-2.txt; these two read partials four at a time besides). Not
-// measured: a few such tensors alone, which now take fewer blocks than the GPU holds.
+// variants-1.txt, v8 and v9 of variants-2.txt; v8 and v9 also read partials four at a time). A list
+// of a few such tensors, which now takes fewer blocks than the GPU holds, has not been measured.
 constexpr int64_t kSmallBytes = (int64_t{1} << 14) + 1;
 
-// Fewer than on the CPU: after the grid sync every block reads all partials.
+// The limit is lower than on the CPU because every block reads all partials after the grid sync.
 constexpr int64_t kMaxGpuChunks = int64_t{1} << 11;
 
 constexpr int64_t choose_gpu_chunk_size(int64_t total_count) {
@@ -48,8 +48,8 @@ constexpr int64_t pack_count(int64_t count, DType dtype) {
   return count << 2 | static_cast<int64_t>(dtype);
 }
 
-// Elements before the first 16-byte boundary. They belong to the first chunk, so that all others
-// begin on a boundary.
+// Returns the number of elements before the first 16-byte boundary. They belong to the first chunk,
+// so that all others begin on a boundary.
 constexpr int64_t head_of(uint64_t address, int64_t count, DType dtype) {
   const int64_t head = static_cast<int64_t>(-address % kVectorBytes) / element_size(dtype);
   return head < count ? head : count;
@@ -65,7 +65,7 @@ constexpr int64_t chunks_of_large(uint64_t address, int64_t count, DType dtype,
   return (aligned + chunk_size - 1) / chunk_size;  // at least one: a large tensor has > 16 bytes
 }
 
-// What a list comes to once every entry has its first slot.
+// The size of a list's work, once every entry has its first slot.
 struct Slots {
   int32_t chunk_size;
   int32_t groups;

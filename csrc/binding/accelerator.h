@@ -1,5 +1,6 @@
-// GPU tensors as the binding sees them. tests/emulator has its own version, in which tensors in CPU
-// memory stand for tensors on GPUs.
+// GPU tensors as the binding sees them. Builds over the emulator include
+// tests/support/emulated/emulated_accelerator.h instead, in which tensors in CPU memory stand for
+// tensors on GPUs.
 #pragma once
 
 #include "walk/plain_keys.h"
@@ -28,7 +29,7 @@ auto handle_of(const Guard& guard, c10::Stream stream, int)
   return guard.getStreamNativeHandle(stream);
 }
 
-// torch 2.10 has no way from C++ without CUDA's headers.
+// For torch 2.10, which offers C++ no way to the stream's handle without CUDA's headers.
 template <typename Guard>
 void* handle_of(const Guard&, c10::Stream stream, long) {
   const py::gil_scoped_acquire gil;
@@ -36,35 +37,31 @@ void* handle_of(const Guard&, c10::Stream stream, long) {
   return reinterpret_cast<void*>(current(stream.device_index()).cast<uintptr_t>());
 }
 
-// The stream that torch's own operations would run on, as a cudaStream_t.
+// Returns the stream that torch's own operations would run on, as a cudaStream_t.
 inline void* current_stream(c10::Device device) {
   const c10::impl::VirtualGuardImpl guard(device.type());
   return handle_of(guard, guard.getStream(device), 0);
 }
 
-// Makes a device current. torch's guard knows what the launchers cannot: to make a device current
-// again that nothing has used yet would cost it a context of hundreds of megabytes.
+// Makes a device current. The binding needs torch's guard, because torch knows which devices
+// nothing has used yet: making such a device current again would create a context of hundreds of
+// megabytes on it.
 using OnDevice = c10::DeviceGuard;
 
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
   return at::empty(sizes, at::device(device).dtype(type));
 }
 
-// On the device and of the type; the tensor itself where it is both. Between GPUs the copy orders
-// their streams, from and to the CPU it waits.
+// Returns the tensor on the device and of the type; it is the tensor itself if it is both already.
+// A copy between GPUs orders their streams; a copy from or to the CPU waits.
 inline at::Tensor move(const at::Tensor& tensor, c10::Device device, at::ScalarType type) {
   return tensor.to(device, type);
 }
 
-// Memory that the current stream of the device is about to use is not given to another use before.
+// Keeps the tensor's memory from being reused before the device's current stream is done with it.
 inline void record_use(const at::Tensor& tensor, c10::Device device) {
   const c10::impl::VirtualGuardImpl guard(device.type());
   guard.recordDataPtrOnStream(tensor.storage().data_ptr(), guard.getStream(device));
-}
-
-// From pinned memory, so that nobody waits.
-inline at::Tensor upload(const at::Tensor& tensor, c10::Device device) {
-  return tensor.pin_memory().to(device, tensor.scalar_type(), /*non_blocking=*/true);
 }
 
 }  // namespace fastclip::accelerator

@@ -1,5 +1,5 @@
-// Writes over the parts of a list: products in place or into other tensors, and clamps. What can
-// fail is done for all parts before the first of them is written.
+// Writes over the parts of a list: products in place or into other tensors, and clamps. Everything
+// that can fail is done for all parts before the first of them is written.
 #pragma once
 
 #include <optional>
@@ -20,12 +20,12 @@ struct Factor {
   bool is_float64 = false;  // what `each`, the norms and `by` are; else float32
 };
 
-// A part's factor, where its kernels read it.
+// The factor of one part, in the memory that its kernels read.
 struct PartFactor {
   CudaCoefs on_gpu{};
   CpuFactor on_cpu;
-  std::vector<double> each;      // of the CPU's
-  std::vector<at::Tensor> held;  // until the launch
+  std::vector<double> each;      // the coefficients of a part on the CPU
+  std::vector<at::Tensor> held;  // tensors that must live until the launch
 };
 
 using PartFactors = c10::SmallVector<PartFactor, 1>;
@@ -42,7 +42,7 @@ inline void check_multiplier(const at::Tensor& tensor, int64_t size) {
   }
 }
 
-// As Sums lays them out: a tensor for each part.
+// Checks coefficients that are laid out like Sums: a tensor for each part.
 inline void check_multipliers(const std::vector<at::Tensor>& each, const Parts& parts) {
   TORCH_CHECK_VALUE(each.size() == parts.size(), "fastclip: coefficients must be ", parts.size(),
                     " tensors, one for each device of the list (got ", each.size(), ")");
@@ -55,7 +55,7 @@ inline void check_multipliers(const std::vector<at::Tensor>& each, const Parts& 
 }
 
 // torch refuses a finite bound that the gradient's dtype cannot hold, and has its own rules for
-// negative and NaN bounds: those go to the reference backend.
+// negative and NaN bounds: all of these are left to the reference backend.
 inline void check_clip_value(const Gradients& gradients, double clip_value) {
   if (std::signbit(clip_value) || std::isnan(clip_value)) {
     throw Unsupported(ReasonKind::kCall, "clip_value must not be negative or nan");

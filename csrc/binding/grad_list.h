@@ -41,8 +41,8 @@ class GradList {
         kind_(static_cast<Kind>(kind)),
         kernels_(static_cast<Kernels>(kernels)) {}
 
-  // A list whose sources are the gradients themselves. Each of its operations still walks them: a
-  // tensor may be given other memory, another dtype or another device.
+  // Returns a list whose sources are the gradients themselves. Each of its operations still walks
+  // them, because a tensor may be given other memory, another dtype or another device.
   std::unique_ptr<GradList> hold(bool takes_norm) const {
     std::vector<at::Tensor> read;
     Gradients gradients = walk(takes_norm, &read);
@@ -53,7 +53,7 @@ class GradList {
     return held;
   }
 
-  // A list of gradients that have been read, undefined where a source has none.
+  // Returns a list of gradients that have been read; one is undefined where a source has none.
   static std::unique_ptr<GradList> held_list(const std::vector<at::Tensor>& read, Kind kind,
                                              Kernels kernels) {
     py::list tensors;
@@ -91,7 +91,7 @@ class GradList {
     if (found->is_refused) throw NonFinite{std::move(*found), gradients.by_source()};
   }
 
-  // The arguments of Python's Sums.
+  // Returns the arguments of Python's Sums.
   auto reduce(double norm_type, std::optional<at::ScalarType> dtype,
               const std::optional<at::Tensor>& flag) {
     check_norm_type(norm_type);
@@ -110,13 +110,13 @@ class GradList {
     return found.sums();
   }
 
-  // Returns whether there are gradients.
+  // Multiplies in place; returns whether there are gradients.
   bool scale(const Multiplier& by, const std::optional<at::Tensor>& inv_scale,
              const std::optional<at::Tensor>& found_inf) {
     return scale_by({.by = &by}, inv_scale, found_inf);
   }
 
-  // The same, by the coefficient of a norm.
+  // Multiplies in place by the coefficient of a norm; returns whether there are gradients.
   bool scale_by_norm(const MaxNorm& max_norm, const at::Tensor& total_norm,
                      const std::optional<at::Tensor>& inv_scale,
                      const std::optional<at::Tensor>& found_inf) {
@@ -128,7 +128,7 @@ class GradList {
     return scale_by({.max_norm = &max_norm, .total_norm = &total_norm}, inv_scale, found_inf);
   }
 
-  // targets[i] = gradients[i] * factor, for the gradients that count once, in order.
+  // Writes targets[i] = gradients[i] * factor, for the distinct gradients in order.
   void scale_into(const std::vector<at::Tensor>& targets, const Multiplier& by,
                   const std::optional<at::Tensor>& inv_scale,
                   const std::optional<at::Tensor>& flag) {
@@ -141,7 +141,7 @@ class GradList {
     });
   }
 
-  // Returns whether there are gradients.
+  // Clamps in place; returns whether there are gradients.
   bool clamp(double clip_value, const std::optional<at::Tensor>& inv_scale,
              const std::optional<at::Tensor>& flag) {
     check_writes();
@@ -154,7 +154,7 @@ class GradList {
     });
   }
 
-  // Of a held list for Triton's kernels.
+  // Returns the packing, which only a held list for Triton's kernels has.
   const Packing& packing() const {
     TORCH_CHECK(packing_, "GradList: only a held list for Triton's kernels is packed");
     return *packing_;
@@ -194,7 +194,7 @@ class GradList {
         collector.skip();
         continue;
       }
-      // Whose Python code may drop it from the list.
+      // The object's own Python code may drop it from the list.
       const auto kept = py::reinterpret_borrow<py::object>(object);
       are_parameters ? collector.add_parameter(object) : collector.add_tensor(object);
     }
@@ -207,7 +207,7 @@ class GradList {
     return {norm_type, is_float64, error_if_nonfinite};
   }
 
-  // A graph that is captured runs later: nothing can be read back.
+  // Nothing can be read back while a graph is captured, because it runs later.
   static void check_not_capturing(const NormOptions& options, const Parts& parts) {
     TORCH_CHECK(!options.error_if_nonfinite || !is_capturing(parts),
                 "fastclip: error_if_nonfinite must be False while a CUDA graph is captured",
@@ -219,7 +219,7 @@ class GradList {
                       "fastclip: a list that is read only is not written");
   }
 
-  // Only error_if_nonfinite waits for the norm.
+  // Takes the norm and rescales. Waits for the norm only if error_if_nonfinite asks for it.
   static void clip_parts(const Gradients& gradients, const Finish& finish, bool writes,
                          CudaMode mode, FoundInf* found_inf, Remains* found) {
     NormOfParts norm(found, found_inf);
@@ -286,14 +286,14 @@ class GradList {
     return factor;
   }
 
-  // Calls write(found_inf) once the parts are ready and found_inf says what it has to say. Returns
-  // whether there are gradients.
+  // Calls write(found_inf) once the parts are ready and found_inf is up to date. Returns whether
+  // there are gradients.
   template <typename Write>
   bool change(Gradients* gradients, Parts* parts, const std::optional<at::Tensor>& flag,
               Write write) {
     FoundInf found_inf(flag);
     if (parts->empty()) return false;
-    // Of a held list, reduce() may have looked at the elements already.
+    // reduce() may have looked at the elements of a held list already.
     const bool is_checked = checked_.defined() && checked_.is_same(found_inf.tensor());
     const bool looks = found_inf.is_given() && !is_checked;
     note(found_inf, /*has_changed=*/(*parts)[0].targets.empty());
@@ -305,7 +305,8 @@ class GradList {
     return true;
   }
 
-  // Remembers, of a held list, which found_inf its gradients were checked for as they are.
+  // Remembers which found_inf the gradients of a held list were checked for since they last
+  // changed.
   void note(const FoundInf& found_inf, bool has_changed) {
     if (!is_held_) return;
     if (has_changed) {

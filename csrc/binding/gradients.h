@@ -45,7 +45,7 @@ struct Gradients {
     return accelerator::is_plain(tensor) ? accelerator::device_of(tensor) : c10::Device(at::kCPU);
   }
 
-  // Whether an address lies in the memory of an entry.
+  // Returns whether an address lies in the memory of an entry.
   bool holds(const void* address) const {
     return std::any_of(entries.begin(), entries.end(), [&](const TensorEntry& entry) {
       const auto distance = static_cast<uint64_t>(static_cast<const char*>(address) -
@@ -54,7 +54,7 @@ struct Gradients {
     });
   }
 
-  // Whether every source has an entry of its own, in order.
+  // Returns whether every source has its own entry, in order.
   bool is_in_order() const {
     for (size_t i = 0; i < entry_of_source.size(); ++i) {
       if (entry_of_source[i] != static_cast<int32_t>(i)) return false;
@@ -62,7 +62,7 @@ struct Gradients {
     return entry_of_source.size() == entries.size();
   }
 
-  // An owner of each source's gradient, undefined where it has none.
+  // Returns an owner of each source's gradient; it is undefined where there is none.
   std::vector<at::Tensor> by_source() const {
     std::vector<at::Tensor> owned;
     for (const int32_t entry : entry_of_source) {
@@ -77,7 +77,8 @@ struct Gradients {
     if (is_owned) owners.push_back(tensor);
   }
 
-  // Autograd learns of the change in place, as after torch's own multiplication, written or not.
+  // Tells autograd about a change in place, as torch's own multiplication does even if it changes
+  // no value.
   void bump_versions() const {
     for (c10::TensorImpl* const grad : tensors) grad->bump_version();
     for (c10::TensorImpl* const grad : duplicates) grad->bump_version();

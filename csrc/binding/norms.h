@@ -12,7 +12,7 @@
 
 namespace fastclip {
 
-// Rounded here: torch refuses a double that float32 would round to inf.
+// The value is rounded here, because torch refuses a double that float32 would round to inf.
 inline at::Tensor scalar_tensor(double value, bool is_float64) {
   return at::scalar_tensor(is_float64 ? value : static_cast<float>(value),
                            at::device(at::kCPU).dtype(is_float64 ? at::kDouble : at::kFloat));
@@ -33,13 +33,13 @@ struct NormOptions {
   PNorm norm() const { return {norm_type, is_float64}; }
 };
 
-// What else a norm and its coefficient follow from.
+// What total_norm and clip_coef depend on besides the sums.
 struct Finish {
   Scalar max_norm;
   Scalar inv_scale = 1;
 };
 
-// Each a tensor on the first part's device where that is a GPU.
+// The results of a norm. If the first part is on a GPU, each of them is a tensor there.
 struct Finished {
   at::Tensor total_norm;
   Scalar clip_coef;  // this and `total` may be left in the memory of a part (Remains)
@@ -48,7 +48,7 @@ struct Finished {
 
 using Totals = c10::SmallVector<Scalar, 1>;  // one for each part
 
-// A kernel's results go to a new total_norm and, unless null, to where a double has room.
+// Where a kernel puts its results besides total_norm: unless null, each has room for a double.
 struct ResultMemory {
   double* total;
   void* clip_coef;
@@ -61,7 +61,8 @@ inline void launch_finish(const Part& part, const CudaList& list, const CudaSums
   });
 }
 
-// What the kernels of a part are given, and where their results go. `held` keeps what they read.
+// Returns the arguments of a part's second step: what it reads, which `held` keeps alive, and where
+// its results go.
 inline CudaResult result_on(const Part& part, const NormOptions& options, const Finish& finish,
                             const ResultMemory& memory, at::Tensor* total_norm,
                             std::vector<at::Tensor>* held) {
@@ -91,7 +92,7 @@ inline Finished finish_on_host(const Totals& totals, const NormOptions& options,
   return {scalar_tensor(norm.total_norm, options.is_float64), norm.clip_coef, total};
 }
 
-// Totals one after another on a GPU. One that is there already is read where it lies.
+// Returns the totals as one tensor on a GPU. A single total that is there already is not copied.
 inline at::Tensor on_one_device(const Totals& totals, c10::Device device) {
   if (totals.size() == 1 && totals[0].is_on_gpu()) {
     return accelerator::move(totals[0].tensor, device, at::kDouble);
@@ -108,8 +109,8 @@ inline at::Tensor on_one_device(const Totals& totals, c10::Device device) {
   return all;
 }
 
-// The totals of parts, in the order of the list, and what follows from them: on a device, or on the
-// CPU where the first part lies there.
+// Combines the totals of parts, which are in the order of the list, on `device`, that of the first
+// part.
 inline Finished finish_totals(const Totals& totals, c10::Device device, const NormOptions& options,
                               const Finish& finish) {
   if (device.is_cpu()) return finish_on_host(totals, options, finish);
@@ -133,12 +134,12 @@ inline Finished finish_totals(const Totals& totals, c10::Device device, const No
   return finished;
 }
 
-// Where a part's kernel has written its total.
+// Returns the total that a part's kernel has written.
 inline at::Tensor total_in(const Part& part) {
   return part.view(part.total, 1, at::kDouble).select(0, 0);
 }
 
-// What a reduction leaves behind, also when the list is gone.
+// What a reduction leaves behind. It outlives the list.
 class Remains {
  public:
   void set_list(const NormOptions& the_options, const Gradients& gradients) {
@@ -150,10 +151,13 @@ class Remains {
   NormOptions options{};
   Parts parts;
   Finished finished;
-  bool is_refused = false;    // the norm is not finite, and an error was asked for
-  bool is_in_memory = false;  // total and clip_coef: to make tensors of them takes 3 us
+  bool is_refused = false;  // the norm is not finite, and an error was asked for
+  // Whether total and clip_coef are still in the first part's memory only: making tensors of them
+  // takes 3 us.
+  bool is_in_memory = false;
 
-  // As the arguments of Python's Sums. The caller's stream may be another than the clip's.
+  // Returns the arguments of Python's Sums. Uses are recorded because the caller's stream may not
+  // be the clip's.
   auto sums() const {
     std::vector<at::Tensor> sums;
     std::vector<std::optional<at::Tensor>> norms;
@@ -174,8 +178,8 @@ class Remains {
                            places(), options.norm_type, options.dtype(), std::move(norms));
   }
 
-  // The norm of each gradient and places(), of a list on the CPU: all that norms of parameters are
-  // made of, without the tensors of sums().
+  // Returns, for a list on the CPU, the norm of each gradient and places(): parameter_norms needs
+  // no more, and sums() would make more tensors.
   std::optional<std::pair<at::Tensor, std::optional<at::Tensor>>> norms() const {
     if (parts.size() != 1 || parts[0].is_gpu()) return std::nullopt;
     return std::make_pair(norms_on_cpu(parts[0]), places());
@@ -200,7 +204,8 @@ class Remains {
 
   bool is_capturing() const { return fastclip::is_capturing(parts); }
 
-  // What follows needs no entries, and the list that holds them may go.
+  // Drops the pointers to entries: they belong to the list, which may be freed, and what follows
+  // needs none of them.
   void forget_entries() {
     for (Part& part : parts) {
       part.entries = nullptr;
@@ -210,8 +215,8 @@ class Remains {
   }
 
  private:
-  // Rounded as total_norm is: torch's square root may differ in the last bit, and its conversion
-  // may flush denormals.
+  // These norms are rounded as total_norm is, not by torch: its square root may differ in the last
+  // bit, and its conversion may flush denormals.
   at::Tensor norms_on_cpu(const Part& part) const {
     const KeepDenormals keep_denormals;
     at::Tensor norms = at::empty({part.size}, at::device(at::kCPU).dtype(options.dtype()));
@@ -223,7 +228,8 @@ class Remains {
     return norms;
   }
 
-  // For each source the position of its gradient among those of all parts, one after another.
+  // Returns, for each source, the position of its gradient when those of all parts are laid end to
+  // end.
   std::optional<at::Tensor> places() const {
     const bool is_split = parts.size() > 1;
     if (!is_split && !entry_of_source_) return std::nullopt;
@@ -247,7 +253,7 @@ class Remains {
   std::optional<std::vector<int32_t>> entry_of_source_;  // none where it is 0, 1, 2, ...
 };
 
-// Sets found_inf where an element of a part is not finite; the parts are prepared for sums.
+// Sets found_inf if an element of a part is inf or NaN. The parts must be prepared with sums.
 inline void find_inf(const Parts& parts, FoundInf* found_inf) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const Part& part = parts[i];
@@ -263,13 +269,13 @@ inline void find_inf(const Parts& parts, FoundInf* found_inf) {
   found_inf->merge(parts);
 }
 
-// One norm over all parts of a list, which are prepared.
+// The norm over all parts of a list. The parts must be prepared with sums.
 class NormOfParts {
  public:
-  // `found` has its parts and receives the rest.
+  // `found` must hold the parts; it receives the results.
   NormOfParts(Remains* found, FoundInf* found_inf) : found_(*found), found_inf_(*found_inf) {}
 
-  // The norm and the rescale in place, for a list on one GPU.
+  // Takes the norm and rescales in place, for a list on one GPU.
   void clip(const Finish& finish, CudaMode mode) {
     const Part& part = found_.parts[0];
     std::vector<at::Tensor> held;
@@ -282,7 +288,7 @@ class NormOfParts {
     found_.is_in_memory = true;
   }
 
-  // Sums and totals; the norm and the coefficient.
+  // Takes the sums and the totals, then the norm and the coefficient.
   void finish(const Finish& finish) {
     const Totals totals = reduce_parts();
     const Part& part = found_.parts[0];
@@ -297,7 +303,7 @@ class NormOfParts {
     found_.is_in_memory = true;
   }
 
-  // Sums and their total alone.
+  // Takes the sums and their total, without the root.
   void reduce() {
     const Totals totals = reduce_parts();
     const Part& part = found_.parts[0];
@@ -314,7 +320,8 @@ class NormOfParts {
   }
 
  private:
-  // One total for each part; none for a list on one GPU, whose partials the next kernel combines.
+  // Returns one total for each part; none for a list on one GPU, whose partials the next kernel
+  // combines.
   Totals reduce_parts() {
     const NormOptions& options = found_.options;
     const bool has_one_part = found_.parts.size() == 1;

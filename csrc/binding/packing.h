@@ -1,4 +1,4 @@
-// A held list as Triton's kernels are given it, which Python launches.
+// A held list in the form that Triton's kernels read. Python launches those kernels.
 #pragma once
 
 #include <optional>
@@ -30,13 +30,13 @@ class Packing {
   // A bit for the code of each dtype in the list.
   int mix() const { return mix_; }
   bool has_float64() const { return gradients_.has_float64; }
-  // The number of the GPU; -1 for CPU tensors, and without any.
+  // The number of the GPU; -1 for tensors on the CPU and for an empty list.
   int device() const {
     const bool is_on_gpu = !gradients_.entries.empty() && gradients_.is_on_gpu;
     return is_on_gpu ? gradients_.device_of(0).index() : -1;
   }
 
-  // For each source the position of its gradient, -1 where it has none; nothing for 0, 1, 2, ...
+  // Returns, for each source, the position of its gradient, or -1; nullopt stands for 0, 1, 2, ...
   std::optional<at::Tensor> places() const {
     if (gradients_.is_in_order()) return std::nullopt;
     return at::tensor(
@@ -44,7 +44,7 @@ class Packing {
         at::device(at::kCPU).dtype(at::kLong));
   }
 
-  // Writes the words that kernels are given to a host tensor: the fields, then a column each of
+  // Writes the words that kernels read to a host tensor: the fields, then one column each for
   // addresses, counts with dtypes, first slots and, if there are any, targets.
   void write(const at::Tensor& words, const std::vector<int64_t>& fields,
              const std::vector<uint64_t>& targets) const {
@@ -66,7 +66,7 @@ class Packing {
     for (const uint64_t target : targets) *word++ = static_cast<int64_t>(target);
   }
 
-  // Where targets begin, one for each entry, once they have been checked.
+  // Checks targets, one for each entry, and returns where they begin.
   std::vector<uint64_t> addresses_of(const std::vector<at::Tensor>& targets) const {
     std::vector<uint64_t> addresses;
     for (const char* const target : fastclip::addresses_of(targets, gradients_)) {
@@ -82,7 +82,7 @@ class Packing {
   void bump_versions() const { gradients_.bump_versions(); }
 
  private:
-  // SMALL_BYTES of fastclip/backends/triton/torch_list.py, which says why it is another here.
+  // SMALL_BYTES of fastclip/backends/triton/torch_list.py, which says why it is not kSmallBytes.
   static constexpr int64_t kSmall = 4096;
 
   Gradients gradients_;

@@ -1,5 +1,5 @@
 // The gradients of a list by device: each part is planned, given memory and launched by itself. A
-// list on the CPU alone is one part.
+// list that lies wholly on the CPU is one part.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -36,20 +36,20 @@ struct Part {
   TensorEntry* entries = nullptr;  // of the whole list where that has one part, else of `copied`
   int64_t size = 0;
   std::vector<TensorEntry> copied;
-  std::vector<int32_t> positions;  // of the entries among all; empty where they are all
+  std::vector<int32_t> positions;  // of these entries in the list; empty if it is the only part
   std::vector<char*> targets;      // one for each entry, or empty
   CpuList on_cpu;
   std::vector<double> sums_on_cpu;  // one for each entry, before the root
   CudaList on_gpu{};
   void* stream = nullptr;
-  at::Tensor memory;  // of a GPU's: the table, the partials, the sums, the total, the coefficient
+  at::Tensor memory;  // on a GPU: the table, the partials, the sums, the total, the coefficient
   double* partials = nullptr;
   double* sums = nullptr;
   double* total = nullptr;
   void* clip_coef = nullptr;
 
   bool is_gpu() const { return device.type() != c10::DeviceType::CPU; }
-  // What to call as a device's number.
+  // The device's number, as the launchers take it.
   int index() const { return device.index(); }
 
   bool is_capturing() const {
@@ -58,18 +58,18 @@ struct Part {
     return cuda_launchers()->is_capturing(index(), accelerator::current_stream(device));
   }
 
-  // A view of its memory, from an address on.
+  // Returns a view of `memory` from an address on.
   at::Tensor view(const void* begin, int64_t count, at::ScalarType type) const {
     const int64_t offset = static_cast<const char*>(begin) - static_cast<char*>(memory.data_ptr());
     return memory.narrow(0, offset, count * c10::elementSize(type)).view(type);
   }
 };
 
-// Nearly all lists have one.
+// Nearly all lists have one part.
 using Parts = c10::SmallVector<Part, 1>;
 
-// Calls body(launchers, device's number, stream) with the part's device current, and throws if the
-// status that it returns is an error.
+// Calls body(launchers, device's number, stream) with the part's device current. Throws if body
+// returns an error.
 template <typename Body>
 void launch(const Part& part, Body body) {
   const CudaLaunchers& launchers = *cuda_launchers();
@@ -80,7 +80,8 @@ void launch(const Part& part, Body body) {
               launchers.advice(status));
 }
 
-// Why the kernels cannot run on a device, or nothing. Asked once: a device that can run them stays.
+// Returns why the kernels cannot run on a device; empty if they can. A device that can run them is
+// not checked again.
 inline std::string why_device_cannot(c10::Device device) {
   constexpr int kDevices = 64;
   static std::atomic<bool> is_checked[kDevices];
@@ -102,7 +103,8 @@ inline std::string why_device_cannot(c10::Device device) {
   return {};
 }
 
-// Splits a list by device; nothing is allocated on a GPU yet. Its entries must stay where they are.
+// Splits a list by device; nothing is allocated on a GPU yet. The list's entries must not move
+// afterwards.
 inline Parts split_by_device(Gradients* gradients, const std::vector<char*>& targets = {}) {
   Parts parts;
   const auto size = static_cast<size_t>(gradients->size());
@@ -161,7 +163,7 @@ inline void prepare_gpu(Part* part, bool has_sums) {
   part->clip_coef = part->total + 1;
 }
 
-// Makes parts ready for their launches: what can fail is done for all of them first.
+// Makes parts ready for their launches. Everything that can fail is done for all of them first.
 inline void prepare(Parts* parts, bool has_sums) {
   for (Part& part : *parts) {
     if (part.is_gpu()) prepare_gpu(&part, has_sums);
@@ -179,10 +181,10 @@ inline bool is_capturing(const Parts& parts) {
                      [](const Part& part) { return part.is_capturing(); });
 }
 
-// While the parts of a list are worked on, denormals count. Where that is work for more than one
-// thread, for a GPU or of a slow norm, the gradients are owned and the GIL is released: the
-// references would cost a list of small gradients a tenth of its time, and the GIL, once released,
-// may take milliseconds to come back.
+// Lives while kernels work on the parts of a list. It keeps denormals. Where the work is for a GPU,
+// for more than one thread or for a slow norm, it also owns the gradients and releases the GIL.
+// Elsewhere neither pays: the references would cost a list of small gradients a tenth of its time,
+// and getting the GIL back may take milliseconds.
 class AtWork {
  public:
   AtWork(Gradients* gradients, const Parts& parts, double norm_type = 2)

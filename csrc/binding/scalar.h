@@ -1,4 +1,4 @@
-// Scalars that a call is given, and the flag found_inf, where the parts of a list need them.
+// The scalars of a call and the flag found_inf, on the devices of the parts that need them.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -37,10 +37,11 @@ struct Scalar {
   Scalar(at::Tensor on_gpu) : tensor(std::move(on_gpu)) {}  // NOLINT: so is a tensor on a GPU
 
   bool is_on_gpu() const { return tensor.defined(); }
-  // Waits for the GPU where it lies there.
+  // Returns the value. Waits for the GPU if the scalar is there.
   double on_host() const { return is_on_gpu() ? tensor.item<double>() : value; }
 
-  // Where a GPU's kernels read it, of a type; no host memory is copied. `held` keeps it alive.
+  // Returns where the kernels of `device` read it as `type`; `held` keeps that memory alive.
+  // Nothing is copied from host memory, as a CUDA graph requires.
   const void* on(c10::Device device, at::ScalarType type, std::vector<at::Tensor>* held) const {
     at::Tensor there = is_on_gpu() ? accelerator::move(tensor, device, type)
                                    : accelerator::empty({}, type, device).fill_(value);
@@ -48,7 +49,7 @@ struct Scalar {
   }
 };
 
-// A scalar that is not written while kernels read it: a copy if a gradient holds it.
+// Returns a scalar that no kernel writes while others read it: a copy if it lies in a gradient.
 inline Scalar copy_if_held(const Gradients& gradients, const Scalar& scalar) {
   if (!scalar.is_on_gpu() || !gradients.holds(scalar.tensor.const_data_ptr())) return scalar;
   const at::Tensor& tensor = scalar.tensor;
@@ -57,7 +58,7 @@ inline Scalar copy_if_held(const Gradients& gradients, const Scalar& scalar) {
   return copy.copy_(tensor.detach());
 }
 
-// A tensor of one element: its value where it lies on the CPU.
+// Returns a tensor of one element as it is on a GPU, or its value from the CPU.
 inline Scalar scalar_of(const at::Tensor& tensor) {
   if (is_gpu_tensor(tensor)) return tensor;
   return tensor.item<double>();
@@ -65,7 +66,7 @@ inline Scalar scalar_of(const at::Tensor& tensor) {
 
 using MaxNorm = std::variant<double, at::Tensor>;
 
-// A number, or a tensor that lies on a GPU, for work of which at least a part is on a GPU.
+// Returns a number, or a tensor on a GPU, which only work on a GPU can use.
 inline Scalar max_norm_of(const MaxNorm& max_norm, bool is_on_gpu) {
   if (const double* const value = std::get_if<double>(&max_norm)) return *value;
   const at::Tensor& tensor = std::get<at::Tensor>(max_norm);
@@ -82,9 +83,10 @@ inline Scalar max_norm_of(const MaxNorm& max_norm, const Gradients& gradients) {
   return copy_if_held(gradients, max_norm_of(max_norm, gradients.is_on_gpu));
 }
 
-// A float32 tensor of one element, on the CPU or on a GPU.
+// Checks that a tensor is float32 and has one element, and that kernels can read it.
 inline void check_one_float32(const char* name, const at::Tensor& tensor) {
-  // Python has checked it (check_scalars of backends/tensors.py), in better words.
+  // Python has checked this before, in better words (check_scalars of
+  // fastclip/backends/tensors.py).
   TORCH_CHECK_VALUE(tensor.numel() == 1 && tensor.scalar_type() == at::kFloat, "GradList: ", name);
   if (!is_gpu_tensor(tensor) && !is_plain_cpu_tensor(tensor)) {
     throw Unsupported(ReasonKind::kCall, std::string(name) + " is on device " +
@@ -93,7 +95,7 @@ inline void check_one_float32(const char* name, const at::Tensor& tensor) {
   }
 }
 
-// 1 where it is not given.
+// Returns inv_scale, 1 if none is given.
 inline Scalar inv_scale_of(const std::optional<at::Tensor>& inv_scale) {
   if (!inv_scale) return 1;
   check_one_float32("inv_scale", *inv_scale);
@@ -101,7 +103,7 @@ inline Scalar inv_scale_of(const std::optional<at::Tensor>& inv_scale) {
 }
 
 // found_inf, as each part of a list reads and sets it. A part on another device than the given
-// tensor has a copy, which begins as the tensor is and is merged into it.
+// tensor has its own copy, which starts with the tensor's value and is merged back into the tensor.
 class FoundInf {
  public:
   explicit FoundInf(const std::optional<at::Tensor>& given) {
@@ -113,7 +115,7 @@ class FoundInf {
   bool is_given() const { return given_.defined(); }
   const at::Tensor& tensor() const { return given_; }
 
-  // Makes the parts' flags, before the first of them is launched.
+  // Makes the parts' flags. To be called before the first part is launched.
   void spread(const Parts& parts) {
     if (!is_given()) return;
     flags_.clear();
@@ -126,19 +128,19 @@ class FoundInf {
     }
   }
 
-  // Where a GPU's kernels find a part's flag; null without one.
+  // Returns where GPU kernels find a part's flag; null if none is given.
   float* on_gpu(size_t part) {
     return is_given() ? flags_[part].on_gpu.mutable_data_ptr<float>() : nullptr;
   }
 
-  // Where the CPU's find it.
+  // Returns where CPU kernels find it.
   bool* on_cpu(size_t part) { return is_given() ? &flags_[part].on_cpu : nullptr; }
 
-  // Whether a part on the CPU may not be written.
+  // Returns whether a part on the CPU must not be written.
   bool stops(size_t part) const { return is_given() && flags_[part].on_cpu; }
 
-  // Brings together what the parts found, in the given tensor and in each part's flag. Waits where
-  // the list, or the list and the tensor, lie on the CPU and on a GPU.
+  // Merges what the parts found into the given tensor and into each part's flag. Waits for a GPU if
+  // the list, or the list and the tensor, lie partly on the CPU and partly on a GPU.
   void merge(const Parts& parts) {
     if (!is_given()) return;
     bool is_spread = false;

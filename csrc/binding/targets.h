@@ -1,4 +1,4 @@
-// Tensors that results go to, out of place.
+// Targets: the tensors that results out of place are written to.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -16,7 +16,7 @@ struct Extent {
   bool is_target;
 };
 
-// Whether a target shares memory with another one or with a gradient.
+// Returns whether a target shares memory with another one or with a gradient.
 inline bool overlap(const std::vector<char*>& targets, const Gradients& gradients) {
   std::vector<Extent> extents;
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -28,17 +28,17 @@ inline bool overlap(const std::vector<char*>& targets, const Gradients& gradient
   }
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  const char* all = nullptr;     // where the extents so far end
-  const char* target = nullptr;  // where the targets among them end
+  const char* end = nullptr;             // of all extents so far
+  const char* end_of_targets = nullptr;  // of the targets among them
   for (const Extent& extent : extents) {
-    if (extent.begin < (extent.is_target ? all : target)) return true;
-    all = std::max(all, extent.end);
-    if (extent.is_target) target = std::max(target, extent.end);
+    if (extent.begin < (extent.is_target ? end : end_of_targets)) return true;
+    end = std::max(end, extent.end);
+    if (extent.is_target) end_of_targets = std::max(end_of_targets, extent.end);
   }
   return false;
 }
 
-// Where the targets begin, one for each gradient that counts once, in order.
+// Checks the targets, one for each distinct gradient in order, and returns where they begin.
 inline std::vector<char*> addresses_of(const std::vector<at::Tensor>& targets,
                                        const Gradients& gradients) {
   TORCH_CHECK_VALUE(targets.size() == gradients.tensors.size(), "fastclip: targets must be ",

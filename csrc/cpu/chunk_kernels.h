@@ -1,9 +1,10 @@
 // The chunk kernels: sums of squares, of magnitudes and of powers, maxima, scale, clamp.
 // Included once per instruction set (kernels_*.cpp), with kVectorBytes set before it.
 //
-// The same bits everywhere: element i of a block always goes to float64 lane i modulo kLanes,
-// whatever the width of a vector; lanes are added in one fixed tree; the build forbids contraction.
-// The tail is padded with zeros and goes through the same code as a whole block: zero adds nothing.
+// All instruction sets give the same bits: element i of a block always goes to float64 lane i
+// modulo kLanes, whatever the width of a vector; lanes are added in one fixed tree; the build
+// forbids contraction. The tail is padded with zeros and goes through the same code as a whole
+// block: zero adds nothing.
 //
 // Accuracy: float32 is squared in float64, where the product of two 24-bit significands is exact.
 // Squares of bfloat16 and float16 are exact in float32; four of them are added there, in pairs,
@@ -27,7 +28,7 @@ constexpr int kParts = kLanes / kFloats;  // float32 vectors that hold one value
 // On an AMD EPYC (Zen 3), 2 threads, 1 GB: 10 to 26 % faster than none for float32, 19 to 33 % for
 // 16-bit gradients; 768 and 3072 are no better.
 constexpr int64_t kPrefetchBytes = 1536;
-constexpr int kLineBytes = 64;  // of a cache, on every CPU that we know
+constexpr int kLineBytes = 64;  // a line of the cache on every CPU that we know
 
 // One float64 sum per lane.
 struct LaneSums {
@@ -80,8 +81,8 @@ struct Wide<Float64> {
   [[gnu::always_inline]] explicit Wide(const char* p) { memcpy(values, p, sizeof(values)); }
 };
 
-// Asks for what the loop will read next. Not past the last byte: around a small tensor that would
-// fetch as much again, in vain.
+// Prefetches what the loop will read next, but nothing past the last byte: around a small tensor
+// that would fetch as much again for nothing.
 [[gnu::always_inline]] inline void prefetch_ahead(const char* p, const char* end) {
   const int64_t last = end - p - 1;
   __builtin_prefetch(p + (last < kPrefetchBytes ? last : kPrefetchBytes));
@@ -172,7 +173,7 @@ double abs_sum(const void* data, int64_t count) {
   return lanes.total();
 }
 
-// Whole exponents up to 8 by repeated multiplication, all others by pow.
+// Computes whole exponents up to 8 by repeated multiplication, all others by pow.
 template <typename T>
 double power_sum(const void* data, int64_t count, double norm_type) {
   const bool is_small_whole = norm_type <= 8.0 && norm_type == static_cast<int>(norm_type);

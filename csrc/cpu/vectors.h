@@ -49,7 +49,8 @@ struct FloatHalves {
   f32half low, high;
 };
 
-// By intrinsics where there are any: gcc 12 splits __builtin_convertvector into 16-byte pieces.
+// Uses intrinsics where there are any, because gcc 12 splits __builtin_convertvector into 16-byte
+// pieces.
 [[gnu::always_inline]] inline f64v widen(f32half x) {
 #if defined(__AVX512F__)  // maskz: the plain form reads an undefined value in gcc 12's header
   return bit_cast<f64v>(_mm512_maskz_cvtps_pd(0xff, bit_cast<__m256>(x)));

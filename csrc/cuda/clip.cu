@@ -1,5 +1,5 @@
 // The fused kernel: the norm of all gradients and, where it exceeds max_norm, the rescale in place,
-// in one cooperative launch. docs/kernels.md tells how it works.
+// in one cooperative launch. docs/kernels.md explains how it works.
 #include <cooperative_groups.h>
 
 #include "launch_kernel.cuh"
@@ -8,7 +8,7 @@
 namespace fastclip::device {
 namespace {
 
-// What any block wrote before it, every block sees after it. Needs no memory of ours.
+// Every block sees after it what any block wrote before it. It needs no memory of ours.
 __device__ void sync_grid() { cooperative_groups::this_grid().sync(); }
 
 template <typename Sum, typename Table>

@@ -125,7 +125,7 @@ int check(int device) {
   return on_device(device, [] { return check_code(); });
 }
 
-// Any doubt counts as yes: a stream on which one must not ask is one.
+// Any error counts as yes: asking is an error on the default stream while another one is captured.
 bool is_capturing(int device, void* stream) {
   const OnDevice current(device);
   if (current.status() != cudaSuccess) return true;

@@ -23,15 +23,15 @@ __device__ Sum read_all(const Work& work, double norm_type) {
   return sum;
 }
 
-// Sets found_inf if an element is inf or NaN: a sum may have overflowed without one. Read again
-// only where the sum is not finite.
+// Sets found_inf if an element is inf or NaN: a sum may overflow although no element is. The
+// elements are read again only where the sum is not finite.
 __device__ inline void find_inf(const Work& work, float* found_inf) {
   AbsMax seen = read_all<AbsMax>(work, 0);
   // An exchange, not a store: several threads may find one at the same time.
   if (!isfinite(seen.value())) atomicExch(found_inf, 1.0f);
 }
 
-// The value of a chunk, the same for all threads that share it.
+// Returns the value of a chunk, the same for all threads that share it.
 template <typename Sum>
 __device__ double reduce_work(const Work& work, double norm_type, Block& block) {
   const Sum sum = read_all<Sum>(work, norm_type);
@@ -70,11 +70,11 @@ __device__ void reduce_groups(const Table& table, const Shape& shape, const Cuda
   }
 }
 
-// All partials, combined in one fixed order by every block that asks: four loads at a time, where
-// nvcc by itself loads up to three of a thread's partials one after another. An unrolled loop for
-// every list took 0.9 to 1.4 us less with 1,946 and 2,000 partials on an H200, and 1.4 to 2.1 us
-// more with 245 and 256 (bench/results/2026-11-28-h200/variants-1.txt, v3 beside v1): hence the
-// branch. This form has not been timed.
+// Returns all partials combined in one fixed order. Four loads are issued at a time; nvcc by itself
+// would load up to three of a thread's partials one after another. An unrolled loop for every list
+// took 0.9 to 1.4 us less with 1,946 and 2,000 partials on an H200, and 1.4 to 2.1 us more with 245
+// and 256 (bench/results/2026-11-28-h200/variants-1.txt, v3 beside v1): hence the branch. This form
+// has not been timed.
 template <typename Sum>
 __device__ double combine_partials(const double* partials, int count, Block& block) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -97,7 +97,7 @@ __device__ double combine_partials(const double* partials, int count, Block& blo
   return block.combine<Sum>(combine_warp<Sum>(value));
 }
 
-// The sums of tensors of several chunks, a warp each; those of small ones are written already.
+// Writes the sums of large tensors, one warp each; those of small tensors are written already.
 template <typename Sum, typename Table>
 __device__ void write_sums(const Table& table, const Shape& shape, const CudaSums& norm) {
   if (norm.sums == nullptr) return;
@@ -119,7 +119,7 @@ __device__ void write_sums(const Table& table, const Shape& shape, const CudaSum
   }
 }
 
-// The same in every thread of the grid.
+// Returns the same factor in every thread of the grid.
 template <typename T>
 __device__ Factor factor_of_norm(double norm, const CudaResult& result, bool is_writer) {
   const auto total_norm = static_cast<T>(norm);  // the coefficient follows from what is returned

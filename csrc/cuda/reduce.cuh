@@ -72,9 +72,9 @@ struct SumSq : Additive {
   }
   static __device__ double root(double total, double) { return sqrt(total); }
 
-  // A float32 square overflows above 2^64 and loses digits below 2^-63. What a lost square is off
-  // by is at most 2^-149, so that a sum above count * 2^-102 has lost nothing that counts. Beyond
-  // that the chunk is summed again in float64; NaN and inf are, too, and come out as they are.
+  // A float32 square overflows above 2^64 and loses digits below 2^-63. A lost square is off by at
+  // most 2^-149, so a sum above count * 2^-102 has lost nothing that counts. Other chunks are
+  // summed again in float64, among them those with NaN or inf, which give NaN or inf again.
   static __device__ bool needs_rescue(double sum, bool any_magnitude, int count) {
     return !isfinite(sum) || (any_magnitude && sum < count * 0x1p-102);
   }
@@ -154,8 +154,8 @@ struct PowerSum : Additive {
   __device__ void add(const uint4& vector) {
     typename T::Value values[T::kPerVector];
     T::unpack(vector, values);
-    // One copy of the long code for a power. The values move past it: an index that the compiler
-    // does not know would put them into local memory.
+    // This loop stays a loop, so that the long code for a power exists once. The values move past
+    // it: an index that the compiler does not know would put them into local memory.
 #pragma unroll 1
     for (int i = 0; i < T::kPerVector; ++i) {
       sum += power(values[0]);
@@ -184,7 +184,7 @@ __device__ Sum start(double norm_type) {
   }
 }
 
-// The same for every lane: combine() is commutative, so that both ends of a shuffle agree.
+// Returns the same for every lane: combine() is commutative, so both ends of a shuffle agree.
 template <typename Sum>
 __device__ double combine_warp(double value) {
 #pragma unroll
@@ -199,8 +199,9 @@ struct Scratch {
   int seen[2][kWarps];
 };
 
-// Combines one value of each warp, in the order of the warps. Two buffers in turn: nobody writes
-// one again before all threads have passed the barrier that follows the reading of the other.
+// Combines one value of each warp, in the order of the warps. Two buffers take turns: a thread
+// writes one again only after the barrier of the call in between, which every thread reaches after
+// it has read that buffer.
 class Block {
  public:
   explicit __device__ Block(Scratch& scratch) : scratch_(scratch) {}

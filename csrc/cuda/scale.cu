@@ -29,7 +29,7 @@ __device__ T coef_of(const CudaCoefs& coefs, int tensor) {
 template <typename Table>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
     scale_kernel(const __grid_constant__ Table table, const Shape shape, const CudaCoefs coefs) {
-  // Targets are new memory: written whatever the factor and whatever was found.
+  // Targets are new memory, so they are written whatever the factor and the flag are.
   if (!shape.has_targets && is_set(coefs.found_inf)) return;
   change_groups(table, shape, [&](int tensor) {
     const Factor factor = coefs.is_float64
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
   change_groups(table, shape.in_place(), [&](int) { return Clamp{clamp.clip_value}; });
 }
 
-// A kernel of its own: beside its loops nvcc gave those of clamp_kernel a few instructions more.
+// This is not a case of clamp_kernel: beside it nvcc gave the loops there a few more instructions.
 template <typename Table>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks)
     unscale_and_clamp_kernel(const __grid_constant__ Table table, const Shape shape,

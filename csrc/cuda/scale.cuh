@@ -6,8 +6,8 @@
 
 namespace fastclip::device {
 
-// A change of gradients: apply() changes a value and says whether it is to be written;
-// `should_write` is false where all of a tensor is to be left alone.
+// A change of gradients has two members: apply() changes a value and returns whether to write it,
+// and `should_write` is false where a whole tensor is to be left alone.
 
 // Multiplies by a coefficient: float32 for 16- and 32-bit elements, one rounding.
 struct Multiply {
@@ -28,7 +28,7 @@ struct Clamp {
 
   template <typename T>
   __device__ bool apply(typename T::Value& value) const {
-    // The limit as the dtype holds it: what is written is compared.
+    // The limit is rounded to the dtype, so that values are compared with what would be written.
     const auto limit = T::value(T::element(static_cast<typename T::Value>(clip_value)));
     const bool is_out = fabs(value) > limit;
     value = is_out ? copysign(limit, value) : value;
@@ -70,8 +70,8 @@ __device__ bool change_vector(uint4& vector, const Change& change) {
   return is_changed;
 }
 
-// `target` is chunk.data, or memory that does not overlap it. A target that lies otherwise towards
-// the 16-byte boundaries is written element by element.
+// `target` is chunk.data, or memory that does not overlap it. A target with a different offset from
+// a 16-byte boundary is written element by element.
 template <typename T, typename Change>
 __device__ void change_chunk(const Chunk& chunk, char* target, Team team, const Change& change) {
   constexpr int kSize = sizeof(typename T::Element);

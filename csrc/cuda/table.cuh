@@ -20,7 +20,7 @@ struct ArgumentTable {
   __device__ int first_slot(int tensor) const { return first_slots[tensor]; }
 };
 
-// Read through L1: this launch does not write it.
+// Kernels may read it through L1, because their launch does not write it.
 struct DeviceTable {
   const uint64_t* addresses;
   const int64_t* counts;
@@ -52,9 +52,9 @@ __device__ DType dtype_of(const Table& table, int tensor) {
   return static_cast<DType>(table.packed_count(tensor) & 3);
 }
 
-// The last of `size` tensors whose first slot is at most `slot`. `near` is where the search
-// starts: every tensor has a slot or more, so that tensors lie no farther apart than slots. In a
-// run of small tensors that bound is the answer.
+// Returns the last of `size` tensors whose first slot is at most `slot`. The search starts at
+// `near`: every tensor has at least one slot, so tensors lie no farther apart than slots. In a run
+// of small tensors that bound is the answer.
 template <typename Table>
 __device__ int find_tensor(const Table& table, int size, int slot, int near) {
   const int distance = slot - table.first_slot(near);
@@ -75,7 +75,7 @@ __device__ int find_tensor(const Table& table, int size, int slot, int near) {
 
 // What a block, or each of its warps, works on in one group of slots.
 struct Work {
-  int tensor;     // -1 where the group has a slot to spare
+  int tensor;     // -1 if this warp has none
   bool is_large;  // the whole block shares the chunk
   int64_t begin;  // the chunk's first element within the tensor
   Chunk chunk;

@@ -16,7 +16,7 @@ namespace fastclip::device {
 // from sm_80 to sm_120.
 constexpr int kLoads = 4;
 
-// Explicit ld.global and st.global: an address that comes from a table is generic to the compiler.
+// These are ld.global and st.global: to the compiler an address that comes from a table is generic.
 // .cg keeps gradients out of L1, which is too small to hold a chunk until it is read again.
 __device__ inline uint4 load_vector(const char* address) {
   return __ldcg(reinterpret_cast<const uint4*>(address));

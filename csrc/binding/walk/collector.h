@@ -1,4 +1,4 @@
-// From Python parameters to a TensorList: one walk that reads `.grad`, checks and packs.
+// One walk over Python parameters: it reads each `.grad`, checks it and makes an entry of it.
 #pragma once
 
 #include <ATen/MemoryOverlap.h>
@@ -37,7 +37,7 @@ inline bool to_dtype(at::ScalarType type, DType* dtype) {
   }
 }
 
-// As Python writes it: "complex64", where C++ says ComplexFloat.
+// Returns the name as Python writes it: "complex64", where C++ says ComplexFloat.
 inline std::string dtype_name(at::ScalarType type) {
   const auto name = py::str(py::cast(type)).cast<std::string>();
   return name.substr(name.find('.') + 1);
@@ -92,8 +92,9 @@ class Collector {
     }
   }
 
-  // Python's `.grad` warns that the parameter is no leaf. Where warnings are errors it must raise
-  // now, before anything is written: a warning from C++ would become one at the end of the call.
+  // Lets Python's `.grad` warn that the parameter is no leaf. Where warnings are errors, that error
+  // must be raised before anything is written; a warning from C++ would raise it only at the end of
+  // the call.
   void read_through_python(const at::Tensor& parameter) {
     prepare_for_python();
     const auto object = py::reinterpret_steal<py::object>(THPVariable_Wrap(parameter));
@@ -124,14 +125,14 @@ class Collector {
     add(THPVariable_Unpack(object));
   }
 
-  // A source without a gradient.
+  // Records a source without a gradient.
   void skip() {
     gradients_.entry_of_source.push_back(-1);
     if (read_ != nullptr) read_->emplace_back();
   }
 
-  // Ends the walk. In a list that is written equal gradients become one entry, and gradients that
-  // overlap only in part are left to the reference backend, which takes them one after another.
+  // Ends the walk. In a list that may be written, equal gradients become one entry, and gradients
+  // that overlap only in part are refused: the reference backend takes those one after another.
   Gradients finish() {
     if (python_ran_) pack_again();
     throw_reasons();
@@ -156,7 +157,7 @@ class Collector {
 
   size_t position() const { return gradients_.entry_of_source.size(); }
 
-  // torch's own errors for gradients that no backend may write to.
+  // Raises torch's own error for a gradient that no backend may write to.
   void check_writable(const at::Tensor& grad) const {
     if (!writes_) return;
     if (grad.layout() == at::kStrided && !grad.is_nested()) at::assert_no_internal_overlap(grad);
@@ -173,7 +174,7 @@ class Collector {
     return impl->key_set() == plain_cpu_keys() && reach_cpu(kernels_);
   }
 
-  // Fills `entry` from a plain gradient; false for any other.
+  // Fills `entry` from a plain gradient; returns false for any other.
   bool pack(const at::Tensor& grad, TensorEntry* entry) const {
     c10::TensorImpl* const impl = grad.unsafeGetTensorImpl();
     const c10::Storage& storage = impl->unsafe_storage();
@@ -204,7 +205,8 @@ class Collector {
     if (read_ != nullptr) read_->push_back(grad);
   }
 
-  // A copy of the tensor: what is asked of a wrapper may run its Python code, which may replace it.
+  // Takes its own reference to the tensor: asking a wrapper anything may run its Python code, which
+  // may replace the gradient.
   void refuse(const at::Tensor grad) {
     prepare_for_python();
     check_writable(grad);
@@ -237,9 +239,9 @@ class Collector {
     return grad.unsafeGetTensorImpl()->autograd_meta() != nullptr && grad._fw_grad(0).defined();
   }
 
-  // Another tensor may use the same memory: the storage is shared, or something else than torch's
-  // allocator made it. In that case the memory may be any other gradient's (DLPack), whose own
-  // storage shows nothing of it.
+  // Returns whether another tensor uses the same storage. Memory that torch's allocator did not
+  // make (DLPack) may also belong to a gradient with another storage, which does not show it: then
+  // all gradients of the list must be compared.
   bool may_share_memory(const at::Tensor& grad) {
     static const c10::DeleterFnPtr default_deleter = c10::GetAllocator(at::kCPU)->raw_deleter();
     const c10::Storage& storage = grad.unsafeGetTensorImpl()->unsafe_storage();

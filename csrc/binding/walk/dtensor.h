@@ -1,4 +1,4 @@
-// DTensors: what the binding must know of them in order to leave them to the reference backend.
+// DTensors: what the binding must know about them in order to leave them to the reference backend.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,11 +7,12 @@
 
 namespace fastclip {
 
-// Packing by torch's operations says the same (fastclip/backends/triton/torch_list.py).
+// DTENSOR_REASON of fastclip/backends/triton/torch_list.py is the same text.
 constexpr const char* kDTensorReason =
     "a DTensor, whose ranks clip together (supported: plain strided tensors)";
 
-// Asks for the class anew, without importing it: where nobody has, there are no DTensors.
+// Returns whether an object is a DTensor. The class is looked up at each call and never imported:
+// where nobody has imported it, there are no DTensors.
 inline bool is_dtensor(PyObject* object) {
   PyObject* const modules = PyImport_GetModuleDict();
   PyObject* const module = PyDict_GetItemString(modules, "torch.distributed.tensor");
@@ -30,8 +31,8 @@ inline bool is_dtensor(const at::Tensor& tensor) {
   return is_dtensor(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)).ptr());
 }
 
-// A DTensor without a gradient on this rank may have one on others, which then wait for this rank
-// to take its part in the norm.
+// Returns whether a parameter without a gradient on this rank may have one on others, as a DTensor
+// may. Those ranks then wait for this one to take its part in the norm.
 inline bool may_have_gradient_elsewhere(PyObject* parameter) {
   return is_dtensor(parameter) && THPVariable_Unpack(parameter).requires_grad();
 }

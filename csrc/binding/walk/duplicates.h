@@ -1,4 +1,4 @@
-// Equal gradients in a list become one entry; gradients that overlap in part are found.
+// Makes equal gradients of a list one entry, and finds gradients that overlap in part.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ class Duplicates {
     return find_overlaps(sharing);
   }
 
-  // The same where the memory of any entry may be another's.
+  // Does the same for a list in which any two entries may share memory.
   bool find_among_all() {
     std::vector<int32_t> all(gradients_.entries.size());
     std::iota(all.begin(), all.end(), 0);
@@ -69,8 +69,8 @@ class Duplicates {
     first_equal_[entry] = first;
   }
 
-  // Memory that is not shared belongs to one tensor, which the list may hold twice. For 1000
-  // tensors a hash table takes 10 us less than a sort.
+  // Finds tensors that the list holds more than once: their memory need not be shared with another
+  // tensor. For 1,000 tensors a hash table takes 10 us less than a sort.
   void find_repeated_tensors() {
     const auto size = static_cast<int32_t>(gradients_.tensors.size());
     size_t mask = 1;

@@ -6,7 +6,8 @@
 namespace fastclip {
 
 // Any other key (Python, Conjugate, Negative, ZeroTensor, functorch, sparse, meta, inference, ...)
-// asks for handling that reading raw memory would skip. Put together as TensorImpl does it.
+// asks for handling that reading raw memory would skip. TensorImpl combines the keys in the same
+// way.
 inline c10::DispatchKeySet plain_keys(c10::BackendComponent backend) {
   return c10::DispatchKeySet(backend) | c10::DispatchKeySet(c10::DispatchKey::Dense) |
          c10::getAutocastRelatedKeySetFromBackend(backend) |

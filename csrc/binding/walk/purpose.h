@@ -14,8 +14,11 @@ enum class Kind : int { kParameters = 0, kTensors = 1, kReadOnly = 2 };
 
 // What an operation does with the gradients that it collects.
 struct Use {
-  bool writes;      // copy-on-write storage is made the tensor's own first, and equal ones are one
-  bool takes_norm;  // the ranks of a mesh do that together
+  // Writes them: equal gradients become one entry, and each gets storage that no other tensor
+  // reads.
+  bool writes;
+  // Takes their norm, which the ranks of a mesh do together.
+  bool takes_norm;
 };
 
 // Whose kernels a list is for. Triton's run on a GPU or, in Triton's interpreter, on the CPU. The
