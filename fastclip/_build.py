@@ -1,7 +1,7 @@
 """What was built: the version and the record that setup.py leaves beside this file.
 
 It is read before ``fastclip._C`` is imported, so that an extension which does not fit the running
-torch is a reason in words and not a crash.
+torch gives a reason in words, not a crash.
 """
 
 import json
@@ -38,7 +38,7 @@ class _Location(TypedDict):
 
 
 class _Origin(_Location, total=False):
-    """What pip notes of where a distribution came from, if not from an index (PEP 610)."""
+    """What pip records about where a distribution came from, if not from an index (PEP 610)."""
 
     dir_info: dict[str, bool]
     vcs_info: dict[str, str]
@@ -48,14 +48,13 @@ def build_info() -> BuildInfo:
     """Return how this copy of fastclip was built.
 
     Returns:
-        ``version``: fastclip's. ``mode``: FASTCLIP_BUILD at build time, "none" for a
-        source tree. ``native``: whether
-        ``fastclip._C`` was built, and if not, ``reason`` says why. ``torch``: the full version
-        that it was built against. ``compiler``: its first line about itself. ``cuda``: the
-        toolkit's release, None without CUDA kernels; ``cuda_reason`` then says why there are none.
-        ``cuda_architectures``: what they are compiled for, "sm_90" machine code, "compute_120"
-        PTX that the driver compiles for newer GPUs. ``instruction_sets``: those compiled in,
-        best first.
+        ``version``: fastclip's. ``mode``: FASTCLIP_BUILD at build time, "none" for a source tree.
+        ``native``: whether ``fastclip._C`` was built; if not, ``reason`` says why. ``torch``: the
+        full version that it was built against. ``compiler``: the first line of its version.
+        ``cuda``: the toolkit's release, None without CUDA kernels; ``cuda_reason`` then says why
+        there are none. ``cuda_architectures``: what the kernels are compiled for, "sm_90" machine
+        code, "compute_120" PTX that the driver compiles for newer GPUs. ``instruction_sets``: those
+        compiled in, best first.
     """
     if not INFO_PATH.exists():
         return BuildInfo(
@@ -75,9 +74,9 @@ def build_info() -> BuildInfo:
 
 
 def torch_mismatch(torch_version: str) -> str | None:
-    """Say why ``fastclip._C`` does not fit a torch, and what gives one that does.
+    """Return why ``fastclip._C`` does not fit a torch, and how to get one that does.
 
-    torch keeps its C++ interface within one major.minor, so that alone is compared.
+    torch keeps its C++ interface within one major.minor, so nothing else is compared.
 
     Args:
         torch_version: the running torch's version, as ``torch.__version__``.
@@ -99,12 +98,12 @@ def torch_mismatch(torch_version: str) -> str | None:
 
 
 def came_in_a_wheel() -> bool:
-    """Tell whether what was installed is a wheel that was built before: pip cannot rebuild it."""
+    """Return whether a ready-made wheel was installed, which pip cannot rebuild."""
     origin = _origin()
     if origin is not None:
         return urlsplit(origin["url"]).path.endswith(".whl")
     try:
-        # From an index or a directory of files; a label is given to wheels alone.
+        # It came from an index or a directory of files. Only wheels have a label.
         return "+" in metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return False

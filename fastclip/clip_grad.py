@@ -2,7 +2,7 @@
 
 Everything beyond torch's own arguments is keyword-only. Where results differ on purpose (float32
 norms of 16-bit gradients, no overflow, no write when nothing is clipped, shared gradients counted
-once), the README says so.
+once), the README describes it.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping: 0-dim, no grad, on the first gradient's device; float64 if any
         gradient is float64, else float32. ``torch.tensor(0.0)`` without gradients. For DTensors
-        alone it is a replicated DTensor on their mesh, also on a rank that has no gradients; with
-        plain tensors beside them, which count as copies that every rank has, a plain tensor. All
-        ranks of the mesh must call.
+        alone it is a replicated DTensor on their mesh, also on a rank that has no gradients. With
+        plain tensors among them, which count as copies that every rank has, it is a plain tensor.
+        All ranks of the mesh must call.
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set (the message names
@@ -120,7 +120,7 @@ def get_total_norm(
     Returns:
         The norm: 0-dim, no grad, on the first tensor's device; ``torch.tensor(0.0)`` without
         tensors. DTensors as for ``clip_grad_norm_``, except that every rank of their mesh must pass
-        as many tensors: unlike parameters, tensors do not tell of gradients that are None here.
+        as many tensors: unlike parameters, tensors do not show which gradients are None here.
 
     Raises:
         RuntimeError: the norm is not finite and ``error_if_nonfinite`` is set; a tensor is of an
@@ -202,9 +202,9 @@ def clip_grad_value_(
 ) -> None:
     """Clamp every gradient of ``parameters`` in place to [-clip_value, clip_value].
 
-    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. One read, and a write only
-    where something is out of range. Of a sparse gradient the coalesced values are clamped, and it
-    is coalesced afterwards; of a DTensor, this rank's shard.
+    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. Each gradient is read once,
+    and written only where something is out of range. A sparse gradient is coalesced and its values
+    are clamped; of a DTensor, this rank's shard is clamped.
 
     Args:
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``).
@@ -262,9 +262,9 @@ def clip_grad_norm(
 
 
 def _as_list(tensors: Parameters, warn_if_empty: bool = False) -> list[Tensor]:
-    """Walk ``tensors`` once. ``warn_if_empty``: warn at the user's line of an empty generator."""
+    """Walk ``tensors`` once; if asked to, warn about an empty generator at the user's line."""
     if type(tensors) is list:
-        return tensors  # nobody here changes it: a copy would touch every tensor once more
+        return tensors  # fastclip does not change it, and a copy would touch every tensor once more
     if isinstance(tensors, Tensor):
         return [tensors]
     walked = list(tensors)
@@ -276,9 +276,9 @@ def _as_list(tensors: Parameters, warn_if_empty: bool = False) -> list[Tensor]:
 
 
 def _warn_if_no_parameters(who: str, sources: Sequence[Tensor]) -> None:
-    """Warn at the user's line of tensors that are no parameters, such as gradients themselves.
+    """Warn, at the user's line, about tensors that are no parameters, such as gradients.
 
-    Frozen parameters and those that no loss has used yet are parameters without a gradient.
+    There is no warning for frozen parameters, nor for those that no loss has used yet.
     """
     if sources and all(map(_is_no_parameter, sources)):
         warnings.warn(
@@ -296,7 +296,7 @@ def _is_no_parameter(source: Tensor) -> bool:
 
 def labels_of(grads: Sequence[Tensor | None], positions: Sequence[int]) -> list[str]:
     """Describe gradients by position and shape, for an error."""
-    # The caller's list may have lost some since.
+    # The caller's list may have become shorter since the walk.
     return [
         label_of(str(position), grads[position] if position < len(grads) else None)
         for position in positions

@@ -1,4 +1,4 @@
-"""GradClipper: a parameter set prepared once, clipped at every step."""
+"""GradClipper: a set of parameters that is prepared once and clipped at every step."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class GradClipper:
         try:
             norms = self._last = grads.clip(request)
         except NonFiniteError as error:
-            self._last = error.norms  # they say which one was not finite
+            self._last = error.norms  # their norms show which gradient was not finite
             raise
         if norms.total_norm is None or backend is REFERENCE:
             self._warn_without_gradients(norms.total_norm)
@@ -158,7 +158,8 @@ class GradClipper:
             return
         if any(p.grad is not None for p in self._parameters):
             return
-        # The norm of DTensors may be one of other ranks' gradients. On a GPU to look would wait.
+        # The norm may come from gradients of DTensors on other ranks. Reading it from a GPU would
+        # wait.
         if total_norm is not None and (not total_norm.is_cpu or float(total_norm) != 0):
             return
         self._has_warned = True

@@ -26,7 +26,7 @@ NAMES = tuple(backend.name for backend in BACKENDS)
 
 
 def backend_report(device_type: str = "cpu") -> dict[str, list[str]]:
-    """Say of every backend why it cannot run on this machine.
+    """Return, for every backend, why it cannot run on this machine.
 
     Args:
         device_type: where the gradients would lie: "cpu", "cuda" or another of torch's; for "cuda"
@@ -36,7 +36,7 @@ def backend_report(device_type: str = "cpu") -> dict[str, list[str]]:
         Backend name to reasons, in order of preference; a backend with no reasons can run.
 
     Raises:
-        ValueError: ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` names what there is not.
+        ValueError: ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` has an unknown value.
     """
     _clip_mode()
     return {backend.name: backend.unavailable_reasons(device_type) for backend in BACKENDS}
@@ -51,19 +51,19 @@ def check_backend(who: str, name: str | None, foreach: bool | None) -> None:
 
 
 def is_traced(who: str, name: str | None, foreach: bool | None) -> bool:
-    """Return whether torch.compile is tracing the call, which the reference backend alone can be.
+    """Return whether torch.compile is tracing the call; it can trace only the reference backend.
 
     Raises:
         ValueError: see ``check_backend``.
-        RuntimeError: the caller named another backend. This is meant to break the graph, so that
-            the call runs outside of it; with ``fullgraph=True`` it ends the compilation.
+        RuntimeError: the caller named another backend. The error is meant to break the graph, so
+            that the call runs outside of it; with ``fullgraph=True`` it ends the compilation.
     """
     if not torch.compiler.is_compiling():
         return False
     check_backend(who, name, foreach)
     if name not in (None, REFERENCE.name):
-        # A RuntimeError breaks the graph where it is raised. An error of our own breaks it before,
-        # at its construction, and is raised outside.
+        # A RuntimeError breaks the graph where it is raised. UnsupportedError would break it where
+        # it is constructed, and would then be raised outside.
         raise RuntimeError(unsupported_message(who, name, ["torch.compile is tracing it"]))
     return True
 
@@ -74,14 +74,14 @@ def dispatch(
     """Run ``attempt`` with the backend that the caller named, or else with the first that can.
 
     Raises:
-        ValueError: see ``check_backend``; or ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` in the
-            environment names what there is not.
+        ValueError: see ``check_backend``; or ``FASTCLIP_CLIP_MODE`` or ``FASTCLIP_ISA`` has an
+            unknown value.
         UnsupportedError: the backend that the caller named cannot run this; says every reason.
     """
     if torch.compiler.is_compiling():
-        # After a break of the graph: what backends do inside would be traced piece by piece.
+        # The graph is broken here: otherwise what backends do would be traced piece by piece.
         return _dispatch_outside_graph(who, name, foreach, attempt)
-    if profiler._is_profiler_enabled:  # in any thread
+    if profiler._is_profiler_enabled:  # true in every thread
         with profiler.record_function(f"fastclip::{who}"):
             return _dispatch(who, name, foreach, attempt)
     return _dispatch(who, name, foreach, attempt)
@@ -102,7 +102,7 @@ def _dispatch(
         return attempt(NATIVE)
     except RefusedError as error:
         warnings = [error.warning]
-    if not is_interpreted():  # interpreted kernels are for those who name them
+    if not is_interpreted():  # interpreted kernels run only if the caller names them
         try:
             return attempt(TRITON)
         except RefusedError as error:

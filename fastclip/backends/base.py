@@ -23,10 +23,10 @@ MAX_LISTED = 10
 
 
 class ReasonKind(IntEnum):
-    """What it is that a backend cannot run.
+    """What a backend cannot run.
 
     CALL: an argument. TENSORS: gradients of this kind. NOT_BUILT: gradients on a GPU, in a build
-    without CUDA kernels. DEVICE: gradients on a GPU that refuses the kernels. Its numbers are those
+    without CUDA kernels. DEVICE: gradients on a GPU that refuses the kernels. The numbers are those
     of ReasonKind in csrc/binding/walk/reasons.h.
     """
 
@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
     Attributes:
         reasons: every reason found.
-        warning: what to tell the user, once, where another backend is chosen instead.
+        warning: a text to warn with once, if another backend is chosen instead.
     """
 
     def __init__(self, reasons: Sequence[Reason], warning: str | None = None) -> None:
@@ -97,18 +97,19 @@ class NonFiniteError(Exception):
 class GradList(Protocol):
     """The gradients of some sources, as one backend works on them.
 
-    They are read at each operation, in the operation's own walk: ``.grad`` may change in between.
-    ``hold()`` reads them once, for several operations on the same gradients.
+    Each operation reads them in its own walk: ``.grad`` may change between operations. ``hold()``
+    reads them once, for several operations on the same gradients.
 
     Every operation checks before it writes, and raises ``RefusedError`` where the backend cannot
-    run it. None waits for a device, except as ``error_if_nonfinite`` asks and for what goes between
-    a GPU and the CPU. ``inv_scale`` and ``found_inf`` are as in ``ClipRequest``, in every
-    operation: gradients are multiplied by the first; the second is set where one of them is not
-    finite, before anything is written, and where it is set nothing is written.
+    run it. No operation waits for a device, except for ``error_if_nonfinite`` and for what is
+    copied between a GPU and the CPU. ``inv_scale`` and ``found_inf`` are as in ``ClipRequest``, in
+    every
+    operation: gradients are multiplied by the first. The second is set if a gradient is not finite,
+    before anything is written; if it is set, nothing is written.
     """
 
     def hold(self, *, takes_norm: bool = True) -> GradList:
-        """Read and check the gradients now, and own them as long as the result lives.
+        """Read and check the gradients now; the result owns them as long as it lives.
 
         Args:
             takes_norm: whether their norm will be taken, which the ranks of a mesh do together.
@@ -131,14 +132,14 @@ class GradList(Protocol):
         dtype: torch.dtype | None = None,
         found_inf: Tensor | None = None,
     ) -> Sums:
-        """Sum up each gradient, and all of them; ``dtype`` is that of ``ClipRequest``."""
+        """Sum up each gradient, and all of them; ``dtype`` is as in ``ClipRequest``."""
         ...
 
     def finish(self, sums: Sums, request: ClipRequest) -> Norms:
-        """Make of a total the norm and the coefficient; no gradient is read or written.
+        """Compute the norm and the coefficient from a total; no gradient is read or written.
 
         Args:
-            sums: of this list; their ``total`` may be another one's (``Sums.with_total``).
+            sums: of this list; their ``total`` may come from elsewhere (``Sums.with_total``).
             request: its ``max_norm`` and ``inv_scale`` count.
         """
         ...
@@ -148,8 +149,8 @@ class GradList(Protocol):
     ) -> bool:
         """Multiply the gradients in place; a factor of 1 or more writes nothing by itself.
 
-        Of a held list that ``reduce()`` has checked for the same ``found_inf``, no gradient is read
-        again for it.
+        If ``reduce()`` has checked a held list for the same ``found_inf``, its gradients are not
+        checked again.
 
         Returns:
             Whether there are gradients.
@@ -167,8 +168,8 @@ class GradList(Protocol):
         """Write the products to other tensors, whatever the factor and whatever is found.
 
         Args:
-            targets: one for each gradient that counts once, in order: of its shape, strides, dtype
-                and device, in memory of their own.
+            targets: one for each distinct gradient, in order: of its shape, strides, dtype and
+                device, in memory that nothing else shares.
             by, inv_scale, found_inf: as for ``scale``.
         """
         ...
@@ -189,12 +190,12 @@ class GradList(Protocol):
 
 
 class Backend(Protocol):
-    """What runs the operations: kernels of one kind, or torch."""
+    """What runs the operations: one kind of kernels, or torch."""
 
     name: str
 
     def unavailable_reasons(self, device_type: str) -> list[str]:
-        """Say why this backend cannot run for tensors on such a device; empty when it can."""
+        """Return why this backend cannot run for tensors on such a device; empty when it can."""
         ...
 
     def gather(self, sources: list[Tensor], kind: Kind, *, foreach: bool | None = None) -> GradList:
@@ -221,7 +222,7 @@ def check_finite(total_norm: Tensor, norms: Norms, grads: GradList) -> None:
         _name_nonfinite(norms, grads)
 
 
-# Outside the graph: torch.compile of torch 2.10 cannot raise our exception.
+# This runs outside the graph, because torch 2.10's torch.compile cannot raise our exception.
 @_disable_dynamo
 def _name_nonfinite(norms: Norms, grads: GradList) -> NoReturn:
     raise NonFiniteError(nonfinite_positions(grads), norms)
@@ -230,7 +231,7 @@ def _name_nonfinite(norms: Norms, grads: GradList) -> NoReturn:
 def nonfinite_positions(grads: GradList) -> list[int]:
     """Return the positions of the sources whose gradients hold inf or nan. Waits for devices.
 
-    A sum may be inf though every gradient is finite: the maxima tell.
+    It uses maxima, because a sum may be inf although every gradient is finite.
     """
     maxima = grads.reduce(math.inf)
     is_finite = [value for part in maxima.parts for value in torch.isfinite(part).tolist()]
@@ -240,12 +241,12 @@ def nonfinite_positions(grads: GradList) -> list[int]:
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Emit a RuntimeWarning the first time, at the line of the user's that called the package."""
+    """Emit a RuntimeWarning the first time, at the user's line that called the package."""
     warn(text)
 
 
 def warn(text: str) -> None:
-    """Emit a RuntimeWarning at the line of the user's that called the package."""
+    """Emit a RuntimeWarning at the user's line that called the package."""
     package = __name__.partition(".")[0]
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
@@ -264,7 +265,7 @@ def without_kernels(reason: str) -> str:
 
 
 def nonfinite_message(norm_type: float, labels: Sequence[str]) -> str:
-    """Build stock's error text, then the gradients that hold inf or nan, with their shapes."""
+    """Return torch's error text, followed by the gradients that hold inf or nan."""
     message = (
         f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
         "so it cannot be clipped. To disable this error and scale the gradients by the non-finite "

@@ -13,7 +13,7 @@ import os
 VARIABLE = "FASTCLIP_CLIP_MODE"
 
 AUTO, FUSED, SPLIT = MODES = ("auto", "fused", "split")
-"""What fastclip thinks best, which is two kernels; one kernel, or an error; two kernels."""
+"""fastclip's own choice, which is two kernels; one kernel, or an error; two kernels."""
 
 _state: dict[str, str] = {}
 

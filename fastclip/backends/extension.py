@@ -14,8 +14,8 @@ from .._build import build_info, torch_mismatch
 from .base import Reason, ReasonKind, RefusedError, warn_once, without_kernels
 
 if TYPE_CHECKING:
-    # So that its stub is what calls are checked against: to a type checker a module that a function
-    # returns is any module.
+    # With this, calls are checked against the stub: to a type checker, a module that a function
+    # returns could be any module.
     from .. import _C as binding
     from .._C import GradList as BoundList  # noqa: F401 - for annotations
     from .._C import Remains as BoundRemains  # noqa: F401
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Kernels(IntEnum):
-    """Whose kernels a list is for; its numbers are those of csrc/binding/walk/purpose.h."""
+    """Whose kernels a list is for; the numbers are those of csrc/binding/walk/purpose.h."""
 
     NATIVE = 0
     TRITON_ON_GPU = 1
@@ -49,7 +49,7 @@ def load() -> tuple[Reason, ...]:
         The reasons why it cannot be used; none where it can.
 
     Raises:
-        ValueError: ``FASTCLIP_ISA`` names an instruction set that there is not.
+        ValueError: ``FASTCLIP_ISA`` names an unknown instruction set.
     """
     info = build_info()
     if not info["native"]:
@@ -70,7 +70,7 @@ def load() -> tuple[Reason, ...]:
 
 
 def require() -> None:
-    """Raise ``RefusedError``, with a warning where that is due, if there is no extension."""
+    """Raise ``RefusedError`` if there is no extension; also warn if users expect one."""
     reasons = load()
     if reasons:
         _warn_unusable(reasons)
@@ -78,7 +78,7 @@ def require() -> None:
 
 
 def call_translating_errors(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of the extension; its errors become those of ``base``."""
+    """Call a function of the extension, and raise its errors as those of ``base``."""
     try:
         return function(*args, **kwargs)
     except binding.UnsupportedError as error:
@@ -92,7 +92,7 @@ def refusal_of(error: Exception) -> RefusedError:
 
 
 def cuda_reasons() -> list[str]:
-    """Say why the CUDA kernels cannot run on torch's current GPU; empty when they can."""
+    """Return why the CUDA kernels cannot run on torch's current GPU; empty when they can."""
     reasons = load()
     if reasons:
         return [reason.text for reason in reasons]
@@ -123,7 +123,7 @@ def _reasons(text: str) -> tuple[Reason, ...]:
 
 
 def _warning_of(reasons: list[Reason]) -> str | None:
-    """Return what to say where CUDA gradients have to do without CUDA kernels."""
+    """Return the warning, if one is due, for CUDA gradients clipped without CUDA kernels."""
     info = build_info()
     for kind, text in reasons:
         if kind is ReasonKind.DEVICE:
@@ -134,7 +134,7 @@ def _warning_of(reasons: list[Reason]) -> str | None:
 
 
 def _warn_unusable(reasons: tuple[Reason, ...]) -> None:
-    """Warn when there is no extension, or none for this torch, and nobody asked for that."""
+    """Warn if there is no extension, or none for this torch, unless that was asked for."""
     info = build_info()
     if info["mode"] == "python" or torch.version.hip is not None:
         return

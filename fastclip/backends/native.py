@@ -32,7 +32,7 @@ KERNELS = Kernels.NATIVE
 
 
 class NativeBackend:
-    """Run every operation in compiled kernels; tensors that they do not know are refused."""
+    """Run every operation in compiled kernels, and refuse tensors that these do not know."""
 
     name = "native"
 
@@ -139,12 +139,13 @@ class NativeList:
 
 
 class NativeNorms(Norms):
-    """What a clip found; the extension makes tensors of it when it is asked."""
+    """What a clip found; the extension makes tensors of it when somebody asks."""
 
     __slots__ = ("_native",)
 
     def __init__(self, remains: BoundRemains, magnitude: Tensor | None) -> None:
-        # Not by super(), which takes 0.1 of the 4 us that a clip of a few small gradients takes.
+        # super() is not called: it takes 0.1 of the 4 us that a clip of a few small gradients
+        # takes.
         self.total_norm = remains.total_norm
         self._remains = NOT_KEPT
         self._magnitude = magnitude

@@ -39,16 +39,16 @@ class ClipRequest(NamedTuple):
             device than the CPU, which stays there.
         norm_type: the p of the p-norm.
         error_if_nonfinite: raise, and write nothing, when the norm is inf or nan.
-        inv_scale: float32 tensor of one element: gradients count and are written as multiples of
-            it. None stands for 1.
-        found_inf: float32 tensor of one element: set to 1 where a gradient, before ``inv_scale``,
-            holds inf or nan, and never cleared; where it is set nothing is written.
-        writes: whether the gradients are rescaled; without it the norm and the coefficient alone
-            are found.
+        inv_scale: float32 tensor of one element: gradients are multiplied by it, for the norm and
+            where they are written. None stands for 1.
+        found_inf: float32 tensor of one element: set to 1 if a gradient, before ``inv_scale``,
+            holds inf or nan, and never cleared. If it is set, nothing is written.
+        writes: whether the gradients are rescaled; without it only the norm and the coefficient are
+            found.
         dtype: float32 or float64 for the norm and for how it is accumulated; None takes float64 if
             any gradient is float64, else float32.
-        keeps_norms: whether more than ``total_norm`` will be asked of the ``Norms``. Without it a
-            backend need not keep, or even find, the norm of each gradient.
+        keeps_norms: whether the caller will read more than ``total_norm`` from the ``Norms``.
+            Without it a backend need not keep, or even find, the norm of each gradient.
     """
 
     max_norm: float | Tensor
@@ -77,8 +77,8 @@ Factor = float | Tensor | Sequence[Tensor] | Coefficient
 """What gradients are multiplied by.
 
 A number; a 0-dim float32 or float64 tensor; a coefficient for each gradient, as float32 or float64
-tensors laid out like ``Sums.parts``; or what follows from a norm. As in a clip, nothing is written
-for 1 and more.
+tensors laid out like ``Sums.parts``; or the coefficient that follows from a norm. As in a clip,
+nothing is written for 1 or more.
 """
 
 
@@ -89,8 +89,8 @@ class Sums:
 
     Args:
         parts, total, places, norm_type, dtype: the attributes.
-        norms: for each part the norms of its gradients, float32 or float64, where the backend has
-            taken the roots itself: torch's need not be rounded as ``total_norm`` is.
+        norms: for each part the norms of its gradients, float32 or float64, if the backend has
+            taken the roots itself, because torch might not round them as it rounds ``total_norm``.
 
     Attributes:
         parts: for each device, in order of first appearance, the sums of its gradients, each
@@ -99,7 +99,7 @@ class Sums:
         places: for each source the position of its gradient in ``parts``, one after another, or -1
             where it has none: int64 on the CPU. None stands for 0, 1, 2, ...
         norm_type: the p of the p-norm.
-        dtype: float32 or float64: of the norms that are made of the sums.
+        dtype: float32 or float64, the dtype of the norms that are made from the sums.
     """
 
     __slots__ = ("_norms", "dtype", "norm_type", "parts", "places", "total")
@@ -150,11 +150,11 @@ class Remains(Protocol):
 
 
 class Norms:
-    """What a clip found; all of it stays on the device of the first gradient.
+    """What a clip found; all of it stays on the first gradient's device.
 
     Args:
         total_norm: the attribute.
-        remains: what else is known.
+        remains: everything else that is known.
         magnitude: ``magnitude_of(request.inv_scale)``, taken before anything was written.
 
     Attributes:
@@ -182,7 +182,7 @@ class Norms:
 
     @property
     def sums(self) -> Sums:
-        """The sums that the norm was made of."""
+        """The sums from which the norm was made."""
         return self._remains.sums()
 
     def norms(self) -> tuple[Sequence[Tensor], Tensor | None]:
@@ -197,7 +197,7 @@ class Norms:
     def parameter_norms(self) -> Tensor:
         """Compute the norm of each source's gradient, before clipping: new memory.
 
-        As ``total_norm``, they are norms of the gradients times the request's ``inv_scale``.
+        Like ``total_norm``, they are norms of the gradients times the request's ``inv_scale``.
 
         Returns:
             Shape (number of sources,), on the first gradient's device, in the norm's dtype; 0 where
@@ -230,7 +230,7 @@ class Norms:
 
 
 class NotKept:
-    """``Remains`` of a request that said it would not ask."""
+    """``Remains`` of a request without ``keeps_norms``."""
 
     def clip_coef(self) -> Tensor:
         raise RuntimeError("fastclip: the request must say keeps_norms for more than total_norm")
@@ -246,7 +246,7 @@ NOT_KEPT = NotKept()
 
 
 class Known:
-    """``Remains`` of what is there already."""
+    """``Remains`` whose values have been computed."""
 
     def __init__(self, sums: Sums, clip_coef: Tensor) -> None:
         self._sums = sums
@@ -292,7 +292,7 @@ def clip_request(
     """Resolve the arguments of a clip; see ``ClipRequest``.
 
     Raises:
-        TypeError, ValueError: as ``float()``, for what is no number.
+        TypeError, ValueError: as ``float()`` raises for what is no number.
     """
     if type(max_norm) is not float:
         max_norm = resolve(max_norm)
@@ -316,7 +316,7 @@ def magnitude_of(inv_scale: Tensor | None) -> Tensor | None:
 
 
 def resolve(max_norm: float | Tensor) -> float | Tensor:
-    """Return a number; or a 0-dim tensor as it is on its device, so that nobody waits for it."""
+    """Return a number, or a 0-dim tensor that stays on its device, so that nothing waits for it."""
     if isinstance(max_norm, Tensor) and max_norm.dim() == 0 and not max_norm.is_cpu:
         return max_norm.detach()
     return number_of(max_norm)
@@ -329,7 +329,7 @@ def number_of(value: float | Tensor) -> float:
 
 
 def roots(sums: Tensor, norm_type: float) -> Tensor:
-    """Return the norms that sums of one device belong to: float64, of their shape."""
+    """Return the norms to which sums on one device belong: float64, of the same shape."""
     if norm_type == 2:
         return sums.sqrt()
     if norm_type in (0, 1) or math.isinf(norm_type):

@@ -1,4 +1,4 @@
-"""What a list of gradients may hold, and the arguments that tensors carry: for every backend."""
+"""What a list of gradients may hold, and arguments that are tensors: for every backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", torch.device, torch.dtype)
 
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
-"""Types without behaviour of their own; any other type may redefine every operation."""
+"""Types that redefine no operation; any other type may redefine all of them."""
 
 _layout_of = operator.attrgetter("layout")
 _is_nested = operator.attrgetter("is_nested")
@@ -31,7 +31,7 @@ _is_on_cpu = operator.attrgetter("is_cpu")
 
 
 class PlainTensors(list[Tensor]):
-    """Tensors that ``are_plain``. What one step reads of them all, the next need not read again."""
+    """Tensors that ``are_plain``, with properties that are read only once for several steps."""
 
     @cached_property
     def addresses(self) -> list[int]:
@@ -52,12 +52,12 @@ class PlainTensors(list[Tensor]):
     def devices(self) -> set[torch.device]:
         """All their devices."""
         if len(self) > 0 and all(map(_is_on_cpu, self)):
-            return {torch.device("cpu")}  # in half the time
+            return {torch.device("cpu")}  # this takes half the time
         return {t.device for t in self}
 
 
 def is_dtensor(tensor: object) -> TypeIs[DTensor]:
-    """Return whether ``tensor`` is a DTensor, without importing what nobody has used."""
+    """Return whether ``tensor`` is a DTensor, without importing the class if nobody has."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -75,8 +75,8 @@ def has_dtensors(tensors: Iterable[object]) -> bool:
 def is_sharded(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
     """Return whether the ranks of a mesh take the norm of these gradients together.
 
-    They do where a gradient is a DTensor, and where a DTensor has no gradient on this rank: it may
-    have one on others, which then wait for this rank to take its part.
+    They do if a gradient is a DTensor, and if a DTensor has no gradient on this rank: other ranks
+    may have one, and then wait for this rank to take its part.
     """
     if has_dtensors(grads):
         return True
@@ -98,9 +98,9 @@ def as_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Return whether every tensor is of torch's own types and lies in strided memory, not nested.
 
-    Wrappers (subclasses, functorch), sparse tensors and tensors that are being traced are not: they
-    have no address, or reading a value of theirs on the host fails. Nor are they while forward-mode
-    differentiation runs: a tangent would not follow through a buffer.
+    Wrappers (subclasses, functorch), sparse tensors and tensors that are being traced are not
+    plain: they have no address, or the host cannot read their values. While forward-mode
+    differentiation runs, no tensor is: a tangent would be lost in a buffer.
     """
     if isinstance(tensors, PlainTensors):
         return True
@@ -154,10 +154,11 @@ def _grouped(
 
 
 def unique_gradients(grads: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Drop every gradient that is one already in the list, keeping the order.
+    """Drop every gradient that equals an earlier one, keeping the order.
 
-    The same address, dtype, strides and sizes other than 1 make the same gradient. Tensors without
-    an address (meta, fake, sparse, subclasses, empty ones) are equal to themselves alone.
+    Two gradients with the same address, dtype, strides and shape (dimensions of size 1 aside) are
+    equal. A tensor without an address (meta, fake, sparse, a subclass, an empty one) equals only
+    itself.
 
     Args:
         grads: gradients of any kind, on any devices.
@@ -177,7 +178,8 @@ def unique_gradients(grads: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _unique_objects(grads: Sequence[Tensor]) -> list[Tensor]:
-    # A graph that is being traced has no addresses, and hashing a tensor would break it.
+    # Tensors of a graph that is being traced have no address, and hashing one would break the
+    # graph.
     unique: list[Tensor] = []
     for grad in grads:
         if not _is_among(grad, unique):
@@ -190,17 +192,17 @@ def _is_among(grad: Tensor, others: Sequence[Tensor]) -> bool:
 
 
 def identity(grad: Tensor) -> Hashable:
-    """Return a key that is equal for two gradients exactly when they are the same one.
+    """Return a key that is the same for two gradients exactly when they are equal.
 
     Args:
         grad: a gradient of any kind, alive as long as the key is used.
     """
     if torch.compiler.is_compiling():
-        return id(grad)  # a graph that is being traced has no addresses
+        return id(grad)  # tensors of a graph that is being traced have no address
     address = grad.data_ptr() if are_plain([grad]) else 0
     if address == 0:
         return id(grad)
-    # A dimension of one element has any stride: a column is its own transpose.
+    # The stride of a dimension of size 1 has no effect: a column is its own transpose.
     sizes = tuple(size for size in grad.shape if size != 1)
     return address, sizes, grad.dtype, grad.stride(), grad.device
 
@@ -219,7 +221,7 @@ def check_writable(grads: Sequence[Tensor]) -> None:
         return
     if not torch.is_inference_mode_enabled():
         for frozen in filter(Tensor.is_inference, grads):
-            frozen.mul_(1)  # raises; by 1, because torch notices only after it has written
+            frozen.mul_(1)  # raises; the factor is 1 because torch raises after it has written
     grads = as_plain(grads)
     is_plain = isinstance(grads, PlainTensors)
     if not is_plain or 0 in grads.addresses:
@@ -247,7 +249,7 @@ def check_foreach(grads: Sequence[Tensor], foreach: bool | None) -> None:
         foreach: torch's argument of that name.
 
     Raises:
-        RuntimeError: as said, naming the device type.
+        RuntimeError: the text names the device type.
     """
     if not foreach:
         return
@@ -259,7 +261,7 @@ def check_foreach(grads: Sequence[Tensor], foreach: bool | None) -> None:
 
 
 def check_scalars(inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """Check the two tensors that may come with every operation; see ``ClipRequest``.
+    """Check the two tensors that every operation may take; see ``ClipRequest``.
 
     Raises:
         ValueError: one of them is no plain float32 tensor of one element.

@@ -12,7 +12,7 @@ SIZES = (0, 1, 31, 33, 1023, 1025, 16383, 16384, 16385, 32769)
 """Element counts around a vector, around 4 KiB, around a chunk and just over two chunks."""
 
 LAYOUTS = ("contiguous", "misaligned", "permuted")
-"""Dense memory layouts; the fourth, "gaps", skips every second element of its storage."""
+"""Dense memory layouts, except that the fourth, "gaps", skips every second element."""
 
 # float16 reaches from 6e-8 to 65504, so its huge and tiny values are its own.
 MAGNITUDES = {
@@ -25,7 +25,7 @@ DEFAULT_MAGNITUDE = {"normal": 1.0, "huge": 1e20, "tiny": 1e-25, "denormal": 1e-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 CONSTANT = 0.1
-"""No float holds it exactly, so that sums in a short format drift one way."""
+"""A value that no float holds exactly, so that sums in a short format drift one way."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Awkward:
 
     Attributes:
         name: what is awkward about it.
-        gaps: whether a gradient leaves elements of its storage out, which "native" may refuse.
+        gaps: whether a gradient skips elements of its storage, which "native" may refuse.
         values: each gradient's elements, flat.
         layouts: each gradient's memory layout.
     """
@@ -55,7 +55,7 @@ class Awkward:
         return [values.double() for values in self.values]
 
     def describe(self, position: int) -> str:
-        """Say which gradient of the list this is."""
+        """Return a description of one gradient of the list."""
         values = self.values[position]
         what = f"{dtype_name(values.dtype)}, {values.numel()} elements, {self.layouts[position]}"
         return f"gradient {position} ({what})"
@@ -116,7 +116,7 @@ def _mixed(random: Callable[[str, torch.dtype, int], Tensor]) -> Iterator[Awkwar
     yield _dense("one element", [random("normal", torch.float32, 1)])
     yield _dense("no elements", [random("normal", d, 0) for d in DTYPES])
     yield _dense("zeros", [torch.zeros(size) for size in SIZES])
-    # The largest element is the last one: the end of a loop that is short by one loses it.
+    # The largest element is the last one, so that a loop that ends one too early loses it.
     ramp = torch.arange(1, 16386, dtype=torch.float32)
     yield _dense("largest at the end", [ramp])
 
@@ -139,7 +139,7 @@ def _lay_out(values: Tensor, layout: str) -> Tensor:
     """Copy flat ``values`` into fresh memory; the elements keep their order by position."""
     size = values.numel()
     if layout == "misaligned":
-        # NaN on both sides: a kernel that reads past an end returns NaN.
+        # There are NaNs on both sides, so that a kernel that reads past an end returns NaN.
         storage = values.new_full((size + 2,), math.nan)
         return storage[1 : size + 1].copy_(values)
     if layout == "gaps":

@@ -1,4 +1,4 @@
-"""``fastclip demo``: the same training without clipping, with torch's, with fastclip's."""
+"""``fastclip demo``: the same training without clipping, with torch's and with fastclip's."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ from .demo_training import (
 DEFAULT_STEPS = 300
 REQUIRED = ("matplotlib", "tqdm")
 LEARNED = 0.6
-"""A clipped run has learned if its final loss is under this share of the first."""
+"""A clipped run has learned if its final loss is below this share of the first."""
 
 NORM_BOUND = 2 * 2.0**-24
 """The relative error that fastclip's norm of 16- and 32-bit gradients stays within."""
@@ -87,7 +87,7 @@ def run_demo(options: DemoOptions) -> int:
 
 
 def _obstacle(options: DemoOptions, device: str) -> str | None:
-    """Say what stands in the way before any time is spent on training, or None."""
+    """Return what prevents the demo from running, before time is spent on training, or None."""
     missing = missing_packages()
     if missing:
         return f"needs {' and '.join(missing)}: pip install {' '.join(missing)}"
@@ -112,7 +112,7 @@ def missing_packages() -> list[str]:
 
 
 def problems(runs: Runs) -> list[str]:
-    """Say in a sentence each what the demo should show and does not."""
+    """Return a sentence for each thing that the demo should show and does not."""
     found = []
     first, last = runs.unclipped.initial_loss, runs.unclipped.final_loss
     if last <= first:
@@ -122,7 +122,7 @@ def problems(runs: Runs) -> list[str]:
         )
     for run in (runs.stock, runs.ours):
         limit = LEARNED * run.initial_loss
-        # Written so that NaN is a problem too.
+        # Written so that NaN is a problem as well.
         if not run.final_loss < limit:
             found.append(
                 f"training with {run.name} should end under {limit:.3f} "
@@ -230,7 +230,7 @@ def _as_record(run: Run, yardstick: Run) -> dict[str, object]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN and no inf: they become null."""
+    """Return the number, or None for NaN and inf, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
@@ -246,7 +246,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    """The first column to the left, the others to the right."""
+    """Format a row: the first column to the left, the others to the right."""
     pairs = list(zip(row, widths, strict=True))
     cells = [f"{pairs[0][0]:<{pairs[0][1]}}", *(f"{cell:>{width}}" for cell, width in pairs[1:])]
     return "  ".join(cells)

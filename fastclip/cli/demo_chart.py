@@ -12,7 +12,7 @@ from .demo_training import LEARNING_RATE, MAX_NORM, Run, Runs
 
 RED, BLUE, ORANGE, GREY = "#c0392b", "#1f5fa8", "#e59e2c", "#777777"
 HEADROOM = 1.6
-"""The loss axis ends at this multiple of the first loss; what explodes leaves it at the top."""
+"""The loss axis ends at this multiple of the first loss; an exploding loss leaves the chart."""
 
 
 def write_chart(path: Path, runs: Runs, where: str) -> None:
@@ -62,7 +62,7 @@ def _draw_loss(axis: Axes, unclipped: Run, stock: Run, ours: Run) -> None:
 
 
 def _fate(unclipped: Run) -> str:
-    """Say in words how the run without clipping went on above the axis."""
+    """Write on the chart how the run without clipping went on above the axis."""
     finite = [loss for loss in unclipped.loss if math.isfinite(loss)]
     text = f"no clipping: loss up to {max(finite):.3g}"
     return text if unclipped.end is None else f"{text}, not finite from step {unclipped.end} on"
@@ -104,7 +104,7 @@ def _draw_pair(
     ours: Sequence[float],
     labels: tuple[str | None, str | None],
 ) -> None:
-    """Draw torch's line wide and fastclip's thin above it: they all but coincide."""
+    """Draw torch's line wide and fastclip's thin above it, because they nearly coincide."""
     axis.plot(stock, color=ORANGE, linewidth=3.2, label=labels[0])
     axis.plot(ours, color=BLUE, linewidth=1.2, label=labels[1])
 

@@ -34,7 +34,8 @@ class Block(nn.Module):
         batch, time, _ = hidden.shape
         packed = self.query_key_value(hidden).view(batch, time, 3, HEADS, WIDTH // HEADS)
         query, key, value = packed.permute(2, 0, 3, 1, 4)
-        # Written out: the fused CUDA kernels add in an order that changes from run to run.
+        # This is written out because the fused CUDA kernels add in an order that varies from run to
+        # run.
         scores = query @ key.transpose(-2, -1) * (WIDTH // HEADS) ** -0.5
         future = torch.ones(time, time, dtype=torch.bool, device=hidden.device).triu(1)
         weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)

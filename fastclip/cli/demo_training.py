@@ -14,7 +14,7 @@ from .demo_model import VOCABULARY, Gpt
 
 LEARNING_RATE = 1.0
 MOMENTUM = 0.9
-"""SGD: Adam divides by the gradient's size, which hides what a missing clip does."""
+"""The learning rate of SGD. Adam would divide by the gradient's size and hide a missing clip."""
 
 MAX_NORM = 0.05
 """At five times this, training grows a difference in a gradient's last bit to a tenth of the loss
@@ -33,7 +33,7 @@ class Run:
 
     Attributes:
         name: how the gradients were clipped.
-        loss: nats per byte; NaN from the step on at which it is no longer finite.
+        loss: nats per byte; NaN from the first step at which it is not finite.
         norm: the gradients' norm before the clip, computed in float64.
         norm_error: relative difference of the returned total_norm from ``norm``; NaN without a
             clip and where ``norm`` is not finite.
@@ -111,7 +111,7 @@ def fastclip_with(backend: str) -> Clip:
 
 
 def float64_clip(parameters: list[Tensor]) -> Tensor:
-    """Clip as the formula says, in float64 up to the last rounding: the yardstick."""
+    """Clip by the formula in float64, with one rounding at the end: the yardstick."""
     total_norm = float64_norm(parameters)
     clip_coef = (MAX_NORM / (total_norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients_of(parameters):
@@ -126,7 +126,7 @@ def float64_norm(parameters: list[Tensor]) -> Tensor:
 
 
 def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
-    """Return the gradients that there are."""
+    """Return the gradients that are not None."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -164,8 +164,8 @@ def train(
         on_step: called with the loss after each step.
 
     Returns:
-        The run. It ends early when the loss is no longer finite: then the weights are not either,
-        and no later step changes that.
+        The run. It ends early when the loss is no longer finite, because the weights are not finite
+        either, and stay so.
     """
     torch.manual_seed(seed)
     model = Gpt().to(batches.device)
@@ -192,7 +192,7 @@ def train(
 
 
 def _clip_and_record(clip: Clip, parameters: list[Tensor], run: Run) -> None:
-    """Clip once and time it; the float64 norm is taken before, outside the time."""
+    """Clip once and time it; the float64 norm is taken before the clock starts."""
     norm = float64_norm(parameters).item()
     _synchronize(parameters[0].device)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``fastclip doctor``: what is installed, what can run, and whether it computes what it should."""
+"""``fastclip doctor``: what is installed, what can run, and whether its results are right."""
 
 import json
 import platform
@@ -19,15 +19,15 @@ MAX_SHOWN = 5
 """How many differences of one backend the text shows; --json has all of them."""
 
 GPU_BACKENDS = ("native", "triton")
-"""Those that have kernels of their own for GPUs."""
+"""The backends with their own kernels for GPUs."""
 
 INTERPRETED = "triton"
-"""On the CPU its kernels run in an interpreter alone: too slowly for the self-check."""
+"""Its kernels run on the CPU only in an interpreter, which is too slow for the self-check."""
 
 MAPS = Path("/proc/self/maps")
 CPUINFO = Path("/proc/cpuinfo")
 OPENMP = re.compile(r"lib(gomp|iomp5|omp)\b.*\.so")
-"""File names of GNU's, Intel's and LLVM's runtimes; wheels put a hash behind the first word."""
+"""File names of GNU's, Intel's and LLVM's runtimes; wheels add a hash to the first word."""
 
 
 class SelfCheck(TypedDict):
@@ -44,7 +44,7 @@ NOT_RUN = SelfCheck(ok=False, tensors=0, seconds=0.0, calls={}, differences={})
 
 
 class Diagnosis(TypedDict):
-    """All that doctor finds out."""
+    """Everything that doctor finds out."""
 
     ok: bool
     fastclip: str
@@ -89,9 +89,9 @@ def examine() -> Diagnosis:
         instruction_set = fastclip.instruction_set()
     except ValueError as error:
         problems.append(str(error))
-    # A setting that no clip accepts would only fail every call of the self-check in the same way.
+    # With a setting that no clip accepts, every call of the self-check would fail in the same way.
     self_check = NOT_RUN if problems else _self_check(backends)
-    # Last, so that everything which the backends load is loaded.
+    # This is last, so that everything which the backends load is loaded.
     runtimes = openmp_runtimes(MAPS.read_text(encoding="utf-8") if MAPS.exists() else "")
     return Diagnosis(
         ok=self_check["ok"],
@@ -125,7 +125,7 @@ def openmp_runtimes(maps: str) -> list[str]:
 
 
 def build_warnings(build: BuildInfo) -> list[str]:
-    """Warn of a source tree: run from it, python finds it before the fastclip that is installed."""
+    """Warn about a source tree, which python finds before the installed fastclip."""
     if build["mode"] != "none":
         return []
     return [
@@ -143,7 +143,7 @@ def cuda_warnings(cuda: dict[str, list[str]]) -> list[str]:
 
 
 def openmp_warnings(runtimes: list[str]) -> list[str]:
-    """Warn of more than one OpenMP runtime: each has threads of its own, and they compete."""
+    """Warn about several OpenMP runtimes: each has its own threads, and they compete."""
     if len(runtimes) < 2:
         return []
     listed = ", ".join(runtimes)
@@ -247,7 +247,7 @@ def _as_records(result: BackendResult) -> list[dict[str, str]]:
 
 
 def _cpu_model() -> str:
-    """Return the CPU's name where the system tells it, else its architecture."""
+    """Return the CPU's name if the system gives it, else its architecture."""
     if CPUINFO.exists():
         for line in CPUINFO.read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")

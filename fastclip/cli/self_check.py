@@ -32,7 +32,7 @@ NONFINITE = "is non-finite, so it cannot be clipped"
 FLOAT32_UNIT = 2.0**-24
 FLOAT64_UNIT = 2.0**-53
 FLOAT32_STEP = 2.0**-149
-"""The distance of float32's denormals, within which the smallest norms are rounded."""
+"""The distance between float32's denormals, to which the smallest norms are rounded."""
 
 
 Found = tuple[str, str, str]
@@ -119,7 +119,7 @@ def _check_list(
         total_norm = float64_norm(awkward.flat, norm_type)
         for factor in (CLIPPED, NOT_CLIPPED):
             max_norm = factor * (total_norm + EPS) if math.isfinite(total_norm) else 1.0
-            # The other ways share the kernels: one norm type and one factor show their plumbing.
+            # The other ways share the kernels, so one norm type and one factor are enough for them.
             for clip in CLIPS if (norm_type, factor) == (2.0, CLIPPED) else CLIPS[:1]:
                 call = (
                     f'{clip.name} on "{awkward.name}", p = {norm_type:g}, max_norm = {max_norm:g}'
@@ -159,8 +159,8 @@ def _check_norm(
     if not _close(got_norm, total_norm, _norm_bound(awkward.values, settings.norm_type)):
         found.append(("total_norm", repr(total_norm), repr(got_norm)))
     clip_coef = settings.max_norm / (total_norm + EPS)
-    # The norm's error and one rounding each of its sum with 1e-6, the quotient, max_norm, their
-    # product and the gradient's product.
+    # The bound adds the norm's error and one rounding each for its sum with 1e-6, the quotient,
+    # max_norm, their product and the gradient's product.
     relative = _norm_bound(awkward.values, settings.norm_type) + 5 * _unit(awkward.values)
     for position, original in enumerate(awkward.flat):
         parameter = parameters[position]
@@ -222,7 +222,7 @@ def _check_raises(awkward: Awkward, settings: _Settings) -> list[Found]:
 def _compare_gradient(
     awkward: Awkward, position: int, parameter: Tensor, expected: Tensor, relative: float
 ) -> list[Found]:
-    """Compare one clipped gradient with float64; the bound is 0 where ``relative`` is."""
+    """Compare one clipped gradient with float64; the bound is 0 if ``relative`` is."""
     assert parameter.grad is not None
     got = parameter.grad.detach().cpu().flatten().double()
     info = torch.finfo(parameter.dtype)
@@ -243,7 +243,7 @@ def _compare_gradient(
 
 
 def _parameters(awkward: Awkward, device: str) -> list[Tensor]:
-    """Give each gradient a parameter of its own."""
+    """Return one parameter for each gradient."""
     parameters = []
     for gradient in awkward.gradients(device):
         parameter = torch.zeros_like(gradient)
@@ -253,7 +253,7 @@ def _parameters(awkward: Awkward, device: str) -> list[Tensor]:
 
 
 def _unit(values: Sequence[Tensor]) -> float:
-    """Return the rounding unit of the arithmetic: float64's for nothing but float64 gradients."""
+    """Return the arithmetic's rounding unit: float64's if all gradients are float64."""
     only_float64 = all(tensor.dtype == torch.float64 for tensor in values)
     return FLOAT64_UNIT if only_float64 else FLOAT32_UNIT
 
@@ -261,9 +261,9 @@ def _unit(values: Sequence[Tensor]) -> float:
 def _norm_bound(values: Sequence[Tensor], norm_type: float) -> float:
     """Return the relative error that a norm may have.
 
-    2 x 2^-24 is what fastclip promises for 16- and 32-bit gradients. For float64 it is what any
-    order of n additions stays within, and 8 more for the powers and the root; where 1 / p is
-    rounded, the root is off by the logarithm of the sum, at most 710, times that rounding.
+    2 x 2^-24 is what fastclip promises for 16- and 32-bit gradients. For float64 it is the bound
+    for n additions in any order, plus 8 for the powers and the root; if 1 / p is rounded, the root
+    is off by that rounding times the logarithm of the sum, which is at most 710.
     """
     if _unit(values) == FLOAT32_UNIT:
         return 2 * FLOAT32_UNIT

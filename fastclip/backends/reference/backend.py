@@ -56,10 +56,10 @@ class ReferenceBackend:
 
 
 class ReferenceList:
-    """A list whose gradients are read at each operation, or once where it is held.
+    """A list whose gradients are read at each operation, or only once if it is held.
 
-    An operation first measures, which the ranks of a mesh do together, so that none of them raises
-    alone while others wait; then it checks what it will write; then it writes.
+    An operation first measures, which the ranks of a mesh do together, so that no rank raises while
+    others wait; then it checks what it will write; then it writes.
 
     Its methods are not decorated with ``torch.no_grad()``: torch.compile cannot trace the decorated
     method of an object that the traced code makes.
@@ -70,8 +70,9 @@ class ReferenceList:
         self._kind = kind
         self._foreach = foreach
         self._held: FoundGradients | None = None
-        self._is_for_norm = False  # whether what is held has been read for a norm
-        self._checked: Tensor | None = None  # the found_inf that what is held was checked for
+        self._is_for_norm = False  # whether the held gradients were read for a norm
+        # The found_inf that the held gradients were checked for.
+        self._checked: Tensor | None = None
 
     def hold(self, *, takes_norm: bool = True) -> ReferenceList:
         held = ReferenceList(list(self._sources), self._kind, self._foreach)
@@ -190,7 +191,7 @@ class ReferenceList:
             scaled = None if inv_scale is None else elements_of(found.distinct)
             set_flag(found_inf, flag)
             if scaled is not None:
-                # In two passes, of which one moves the versions.
+                # There are two passes, and only the clamp may move the versions.
                 by = Multiplier(1.0, inv_scale, found_inf)
                 multiply_(scaled.without_versions(), by, foreach=self._foreach)
             clamp_(elements, clip_value, found_inf)
@@ -238,7 +239,7 @@ class ReferenceList:
         )
 
     def _find_flag(self, found: FoundGradients, found_inf: Tensor | None) -> Tensor | None:
-        """Look for inf and nan in all gradients, unless that has been done."""
+        """Look for inf and nan in all gradients, unless they have been checked."""
         if found_inf is None or self._is_checked(found_inf):
             return None
         if found.sharded_list is not None:
@@ -246,7 +247,7 @@ class ReferenceList:
         return flag_of(found.distinct, found_inf)
 
     def _note(self, found_inf: Tensor | None, flag: Tensor | None) -> None:
-        """Set the flag, and remember that what is held has been checked for it."""
+        """Set the flag, and remember that the held gradients have been checked for it."""
         set_flag(found_inf, flag)
         if found_inf is not None:
             self._checked = found_inf
@@ -288,7 +289,7 @@ def _clip_coef(max_norm: float | Tensor, total_norm: Tensor) -> Tensor:
 
 
 def _check_not_capturing(found: FoundGradients) -> None:
-    """Raise RuntimeError while a CUDA graph is captured: nothing could be read back."""
+    """Raise RuntimeError while a CUDA graph is captured, when nothing can be read back."""
     if not torch.compiler.is_compiling() and any(map(is_capturing, by_device(found.distinct))):
         raise RuntimeError(
             "fastclip: error_if_nonfinite must be False while a CUDA graph is captured (the norm "

@@ -15,7 +15,7 @@ from .scale import Elements, elements_by, written_tensors
 
 
 def clamp_elements_of(grads: Sequence[Tensor], clip_value: float) -> Elements:
-    """Return what is to be clamped in place of gradients, after checking all of them.
+    """Return the tensors to clamp in place of gradients, after checking all of them.
 
     Args:
         grads: real gradients of any kind.
@@ -38,13 +38,13 @@ def clamp_elements_of(grads: Sequence[Tensor], clip_value: float) -> Elements:
 def clamp_(elements: Elements, clip_value: float, found_inf: Tensor | None = None) -> None:
     """Clamp gradients in place to [-clip_value, clip_value].
 
-    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. Of a sparse gradient the
-    coalesced values are clamped, and it is coalesced afterwards.
+    ``grad = min(max(grad, -clip_value), clip_value)``; NaN stays NaN. A sparse gradient is
+    coalesced and its values are clamped.
 
     Args:
         elements: from ``clamp_elements_of``.
         clip_value: the largest magnitude kept.
-        found_inf: as in ``ClipRequest``: where it is set nothing is clamped.
+        found_inf: as in ``ClipRequest``: if it is set, nothing is clamped.
     """
     if found_inf is not None and is_readable(found_inf):
         if bool(found_inf != 0):
@@ -53,7 +53,7 @@ def clamp_(elements: Elements, clip_value: float, found_inf: Tensor | None = Non
         found_inf = None
     for target in elements.written:
         if target.layout is torch.sparse_coo:
-            # Its indices are summed by the host, which waits for them in any case.
+            # The host coalesces its indices, so it waits for the device anyway.
             if found_inf is None or bool(found_inf == 0):
                 _clamp_sparse_(target, clip_value)
             else:
@@ -75,7 +75,8 @@ def _clamped_tensors(grad: Tensor, clip_value: float) -> list[Tensor]:
     if target.layout is torch.strided or target.is_nested:
         return written_tensors(target)
     if not clip_value >= 0:
-        # torch makes every element -5 of a dense tensor that is clamped to [5, -5], zeros as well.
+        # When torch clamps a dense tensor to [5, -5], every element becomes -5, also the zeros, of
+        # which a sparse tensor stores none.
         raise ValueError(
             "clip_grad_value_: clip_value must not be negative or nan for sparse gradients "
             f"(got {clip_value})"
@@ -85,7 +86,7 @@ def _clamped_tensors(grad: Tensor, clip_value: float) -> list[Tensor]:
 
 
 def _clamp_sparse_(target: Tensor, clip_value: float) -> None:
-    """Clamp a COO tensor with repeated indices: a clamp of the terms is none of their sums."""
+    """Clamp a COO tensor with repeated indices: the sums of its terms, not the terms."""
     sums = upcast.coalesced(target)
     sums.values().clamp_(-clip_value, clip_value)
     target.copy_(sums)

@@ -19,13 +19,13 @@ from .sharded import whole
 class Multiplier(NamedTuple):
     """What gradients are multiplied by, ``by * inv_scale``, and when they are left alone.
 
-    They are where ``by >= 1`` and ``inv_scale`` is 1, and where ``found_inf`` is set.
+    They are left alone if ``by >= 1`` and ``inv_scale`` is 1, and if ``found_inf`` is set.
 
     Attributes:
-        by: a number, or a 0-dim float32 or float64 tensor. The product is one in its dtype; a
+        by: a number, or a 0-dim float32 or float64 tensor. The product is taken in its dtype; a
             number counts as float64.
         inv_scale, found_inf: as in ``ClipRequest``.
-        is_clip_coef: whether ``by`` is 1 at most.
+        is_clip_coef: whether ``by`` is at most 1.
     """
 
     by: float | Tensor
@@ -34,7 +34,7 @@ class Multiplier(NamedTuple):
     is_clip_coef: bool = False
 
     def leaves_all(self) -> bool:
-        """Return whether it is known, without a look at a device, that nothing is written."""
+        """Return whether it is known, without reading from a device, that nothing is written."""
         if torch.compiler.is_compiling() or isinstance(self.by, Tensor):
             return False
         return self.by >= 1 and self.inv_scale is None
@@ -46,11 +46,11 @@ class Multiplier(NamedTuple):
     def factor(self, device: torch.device, *, always: bool = False) -> Tensor:
         """Return the product on a device, or 1 where gradients are left alone: 0-dim.
 
-        The host does not look at it, so that it need not wait for the device.
+        The host does not read it, so that it does not wait for the device.
 
         Args:
-            device: where to.
-            always: whether the product is returned in any case.
+            device: where the product is to lie.
+            always: return the product even where gradients would be left alone.
         """
         if isinstance(self.by, Tensor):
             coef = self.by.to(device)
@@ -72,9 +72,9 @@ class Multiplier(NamedTuple):
 
 
 def whole_coefficient(by: Coefficient) -> Coefficient:
-    """Return a coefficient that follows from plain tensors.
+    """Return a coefficient whose DTensors have become plain tensors.
 
-    To be called also without gradients: another rank may wait for this one's part of a DTensor.
+    Call it even if there are no gradients: another rank may wait for this one's part of a DTensor.
     """
     max_norm = whole(by.max_norm) if isinstance(by.max_norm, Tensor) else by.max_norm
     return Coefficient(max_norm, whole(by.total_norm))
@@ -125,7 +125,7 @@ def multipliers_of(
         inv_scale, found_inf: as in ``ClipRequest``.
 
     Raises:
-        ValueError: they are laid out otherwise, or of another dtype than float32 and float64.
+        ValueError: they are laid out differently, or are neither float32 nor float64.
     """
     parts = found.parts()
     if len(by) != len(parts):

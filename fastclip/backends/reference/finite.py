@@ -18,20 +18,20 @@ def flag_of(
     norm: Tensor | None = None,
     norm_type: float = math.nan,
 ) -> Tensor:
-    """Return whether ``found_inf`` is set or an element of ``tensors`` is inf or nan.
+    """Return whether ``found_inf`` is set, or an element of ``tensors`` is inf or nan.
 
     Args:
         tensors: of any kind except DTensor.
         found_inf: as in ``ClipRequest``; it is not written.
-        norm: a float64 norm of them all, if one is known. Where it can be read without waiting, and
-            is finite, nothing else is read.
+        norm: the float64 norm of all tensors, if it is known. If the host can read it without
+            waiting and it is finite, nothing else is read.
         norm_type: its p.
 
     Returns:
         A 0-dim bool tensor on the device of ``found_inf``.
     """
     is_set = found_inf.reshape(()) != 0
-    # For p <= 0 inf vanishes in the norm.
+    # For p <= 0 an inf may vanish in the norm.
     if norm is not None and norm_type > 0 and is_readable(norm) and math.isfinite(norm.item()):
         return is_set
     for group in by_device([part for t in tensors for part in _real_parts(t)]).values():
@@ -41,20 +41,20 @@ def flag_of(
 
 
 def set_flag(found_inf: Tensor | None, flag: Tensor | None) -> None:
-    """Set ``found_inf`` to 1 where ``flag`` is set; never clear it. None: nobody asked."""
+    """Set ``found_inf`` to 1 if ``flag`` is set; never clear it. Either may be None."""
     if found_inf is not None and flag is not None:
         found_inf.masked_fill_(flag.to(found_inf.device), 1.0)
 
 
 def is_readable(scalar: Tensor) -> bool:
-    """Return whether the host may read a value, as of a plain tensor on the CPU."""
+    """Return whether the host can read a tensor without waiting: a plain one on the CPU."""
     return are_plain([scalar]) and scalar.is_cpu
 
 
 def _real_parts(tensor: Tensor) -> list[Tensor]:
-    """Return what the elements of a tensor lie in, without empty tensors and integers.
+    """Return the tensors that store the elements, without empty ones and integers.
 
-    Complex values are seen as real ones: the magnitude of a finite one may be inf.
+    Complex values are viewed as real ones, because the magnitude of a finite one may be inf.
     """
     parts: list[Tensor] = []
     for part in upcast.stored_parts(tensor):

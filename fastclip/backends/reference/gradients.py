@@ -19,9 +19,10 @@ class FoundGradients(NamedTuple):
 
     Attributes:
         grads: one for each source; None where there is none on this rank.
-        distinct: those that count, in order: each once, or in a list that is only read as often as
-            it is given.
-        sharded_list: them as the ranks of a mesh hold them, if ranks take the norm together.
+        distinct: those that count, in order: each once, except that a list that is only read counts
+            each as often as it is given.
+        sharded_list: the gradients as the ranks of a mesh hold them, if ranks take the norm
+            together.
     """
 
     grads: Sequence[Tensor | None]
@@ -29,13 +30,13 @@ class FoundGradients(NamedTuple):
     sharded_list: ShardedList | None
 
     def is_empty(self) -> bool:
-        """Return whether no rank has a gradient of this list's, as far as this one can tell."""
+        """Return whether no rank has a gradient of this list, as far as this rank can tell."""
         return not self.distinct and self.sharded_list is None
 
     def parts(self) -> list[list[int | None]]:
         """Return how ``Sums`` lays the gradients out: for each device, positions in ``distinct``.
 
-        Of a sharded list there is one part, with a position or None for each slot.
+        A sharded list has one part, with a position or None for each slot.
         """
         if self.sharded_list is not None:
             present = iter(range(len(self.distinct)))
@@ -86,9 +87,9 @@ def read(sources: Sequence[Tensor], kind: Kind, *, takes_norm: bool) -> FoundGra
     Args:
         sources: as ``Backend.gather`` takes them.
         kind: what they are.
-        takes_norm: whether the ranks of a mesh are to work together, as they do for a norm.
+        takes_norm: whether the ranks of a mesh work together, as they do for a norm.
     """
-    # No `:=` in a comprehension: torch.compile cannot trace the variable that it makes.
+    # This avoids `:=` in a comprehension: torch.compile cannot trace the variable that it makes.
     is_parameters = kind == Kind.PARAMETERS
     grads: Sequence[Tensor | None] = [p.grad for p in sources] if is_parameters else sources
     return found_in(sources, grads, kind, takes_norm=takes_norm)
@@ -109,7 +110,7 @@ def found_in(
             sharded_list = sharded.list_of_tensors(grads, counts_once=kind == Kind.TENSORS)
         present = _without_none(grads)
     else:
-        # Tensors are taken as they are given: torch says what is wrong with a None among them.
+        # Tensors are taken as they are given: torch itself raises for a None among them.
         present = _without_none(grads) if is_parameters else sources
     distinct = as_plain(present) if kind == Kind.READ_ONLY else unique_gradients(present)
     return FoundGradients(grads, distinct, sharded_list)

@@ -1,4 +1,4 @@
-"""The definition of correct: norms in torch alone, on any device and dtype it has."""
+"""The definition of a correct norm: in torch alone, on any device and dtype that it has."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Measured(NamedTuple):
     Attributes:
         norm: the norm of all of them in float64: 0-dim, a plain tensor.
         norms: the norm of each in float64: 0-dim ones in the order of ``FoundGradients.distinct``,
-            or of a sharded list one tensor with an element for each slot. None where nobody asked.
-        flag: whether ``found_inf`` is set, 0-dim; None where nobody asked.
+            or, for a sharded list, one tensor with an element for each slot. None unless asked for.
+        flag: whether ``found_inf`` is set, 0-dim; None unless asked for.
     """
 
     norm: Tensor
@@ -52,18 +52,18 @@ def measure(
     """Compute the norm of all gradients as one vector, accumulated in float64.
 
     ``(sum |x|^p)^(1/p)``; the largest ``|x|`` for inf. For p = 0 and p < 0 it is the norm of the
-    norms of the single tensors, as in torch. Of a sharded list it is the norm of what all ranks
-    have, the same bits on each.
+    norms of the single tensors, as in torch. For a sharded list it is the norm over all ranks, with
+    the same bits on each.
 
     Args:
         found: floating point or complex gradients of any kind.
         norm_type: the p of the p-norm, any float.
         foreach: torch's argument; False takes one tensor at a time.
         keeps_norms: whether the norm of each gradient is needed.
-        found_inf: as in ``ClipRequest``; it is not written. None: nobody asks for the flag.
+        found_inf: as in ``ClipRequest``; it is not written. None: the flag is not computed.
 
     Returns:
-        What was found, on the first gradient's device or on that of the mesh.
+        What was found, on the first gradient's device or the mesh's.
 
     Raises:
         RuntimeError: a tensor is of an integer dtype, or ``foreach=True`` on a device without it.
@@ -71,7 +71,7 @@ def measure(
     grads = as_plain(found.distinct)
     check_foreach(grads, foreach)
     check_dtypes(grads)
-    # Only for p > 0 may the elements be divided freely.
+    # Only for p > 0 may the elements be divided into parts freely.
     is_divisible = norm_type > 0 and foreach is not False and not keeps_norms
     if found.sharded_list is not None:
         if is_divisible:
@@ -94,12 +94,13 @@ def measure(
 
 
 class Form(NamedTuple):
-    """What a norm is returned as: rounded once, and where it is asked for.
+    """The dtype and place in which a norm is returned; it is rounded once.
 
     Attributes:
         dtype: float32 or float64.
         device: that of the first gradient.
-        mesh: the mesh of a list of DTensors alone, where it is a replicated DTensor; else None.
+        mesh: for a list of DTensors only, the mesh on which the norm is a replicated DTensor; else
+            None.
     """
 
     dtype: torch.dtype
@@ -110,7 +111,7 @@ class Form(NamedTuple):
         """Return the norm of gradients that are multiplied by ``inv_scale``.
 
         Args:
-            norm: theirs as they lie, in float64, 0-dim.
+            norm: the norm of the gradients as they are, in float64, 0-dim.
             inv_scale: as in ``ClipRequest``.
         """
         if inv_scale is not None:
@@ -139,7 +140,7 @@ def form_of(found: FoundGradients, dtype: torch.dtype | None) -> Form:
 
 
 def check_dtypes(tensors: Sequence[Tensor]) -> None:
-    """Raise torch's own error for tensors of a dtype that have no norm: integers."""
+    """Raise torch's own error for tensors of integers, which have no norm."""
     for dtype in dtypes_of(tensors):
         if not (dtype.is_floating_point or dtype.is_complex):
             torch.linalg.vector_norm(torch.empty(0, dtype=dtype))  # raises

@@ -22,8 +22,8 @@ class Elements(NamedTuple):
 
     Attributes:
         written: strided tensors, or the gradients themselves.
-        wrappers: the gradients that are written through other tensors, and whose versions do not go
-            up by that.
+        wrappers: the gradients that are written through other tensors, which does not raise their
+            versions.
         groups: ``written`` by device and dtype.
     """
 
@@ -32,17 +32,17 @@ class Elements(NamedTuple):
     groups: Sequence[tuple[torch.device, torch.dtype, Sequence[Tensor]]]
 
     def bump_versions(self) -> None:
-        """Let every gradient's version go up, as if it had been written."""
+        """Raise every gradient's version, as if it had been written."""
         torch.autograd.graph.increment_version(self.written)
         self.bump_wrappers()
 
     def bump_wrappers(self) -> None:
-        """Let the versions go up of gradients that have been written through other tensors."""
+        """Raise the versions of the gradients that were written through other tensors."""
         if self.wrappers:
             torch.autograd.graph.increment_version(self.wrappers)
 
     def without_versions(self) -> Elements:
-        """Return the same memory as tensors whose versions are not the gradients'."""
+        """Return tensors over the same memory with versions of their own."""
         return _elements([t.data if are_plain([t]) else t for t in self.written], [])
 
 
@@ -53,7 +53,7 @@ def elements_of(grads: Sequence[Tensor]) -> Elements:
         grads: gradients of any kind, each once.
 
     Raises:
-        RuntimeError: torch's own error for a gradient that cannot be written, or whose dtype it
+        RuntimeError: torch's own error for a gradient that cannot be written, or whose dtype torch
             does not multiply; nothing has been written.
     """
     grads = as_plain(grads)
@@ -69,10 +69,10 @@ def elements_of(grads: Sequence[Tensor]) -> Elements:
 def multiply_(elements: Elements, by: Multiplier, *, foreach: bool | None = None) -> None:
     """Multiply gradients in place.
 
-    CPU gradients are not written when the factor is 1; reading it there costs nothing. Elsewhere
-    reading it would make the host wait, so they are always multiplied. 16-bit gradients are
-    multiplied by the factor in float32 and rounded once. Every gradient's version goes up, as it
-    does in torch.
+    CPU gradients are not written when the factor is 1; the host can read it there at no cost. On
+    other devices reading it would make the host wait, so gradients there are always multiplied.
+    16-bit gradients are multiplied by the factor in float32 and rounded once. Every gradient's
+    version rises, as in torch.
 
     Args:
         elements: from ``elements_of``.
@@ -82,7 +82,7 @@ def multiply_(elements: Elements, by: Multiplier, *, foreach: bool | None = None
     if by.leaves_all():
         elements.bump_versions()
         return
-    # All factors first: one of the tensors that they follow from may itself be a gradient.
+    # All factors are computed first, because a tensor that they depend on may be a gradient.
     factors = [by.factor(device) for device, _, _ in elements.groups]
     for (_, dtype, group), factor in zip(elements.groups, factors, strict=True):
         multiply_group_(group, factor, dtype, foreach, may_leave=by.may_leave())
@@ -95,12 +95,12 @@ def written_tensors(grad: Tensor) -> list[Tensor]:
         return [grad._values()]  # scaling the terms of a sum scales the sum
     parts = upcast.stored_parts(sharded.local(grad))
     if grad.is_nested and not torch.compiler.is_compiling():
-        return [part.data for part in parts]  # its version would go up with each of its parts
+        return [part.data for part in parts]  # otherwise each part would raise its version
     return parts
 
 
 def elements_by(written_of: Callable[[Tensor], list[Tensor]], grads: Sequence[Tensor]) -> Elements:
-    """Return what is written in place of gradients; plain ones are written themselves."""
+    """Return the tensors to write in place of gradients; plain ones are written directly."""
     if isinstance(grads, PlainTensors):
         return _elements(grads, [])
     written: list[Tensor] = []
@@ -140,7 +140,7 @@ def multiply_group_(
         may_leave: whether a factor of 1 stands for tensors that must stay as they are.
     """
     if dtype not in (torch.float64, torch.complex128):
-        # torch would promote the product of a 0-dim float32 gradient, and of no other.
+        # Otherwise torch would promote the product of a 0-dim float32 gradient.
         factor = factor.to(torch.float32)
     group = as_plain(group)
     is_plain = isinstance(group, PlainTensors) and are_plain([factor])
@@ -165,7 +165,7 @@ def multiply_group_(
 
 
 def _multiply_or_leave_(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply complex tensors in place, unless the factor is 1: inf * 1 would have a nan in it."""
+    """Multiply complex tensors in place, unless the factor is 1: inf * 1 would contain a nan."""
     for tensor in tensors:
         for piece in upcast.slices_of(tensor, upcast.MAX_SLICE_SIZE):
             piece.copy_(torch.where(factor == 1, piece, piece * factor))
@@ -174,7 +174,7 @@ def _multiply_or_leave_(tensors: Sequence[Tensor], factor: Tensor) -> None:
 def multiply_rounding_once_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply 16-bit tensors in place by a float32 factor, rounding each product once.
 
-    Devices other than the CPU would round the factor itself to 16 bits.
+    On other devices than the CPU torch would first round the factor to 16 bits.
 
     Args:
         tensors: 16-bit tensors, all on the device of ``factor``.

@@ -7,8 +7,8 @@ norms. A plain tensor beside DTensors counts as a copy on every rank of the mesh
 
 Whether a rank takes part in the gather, and with how many numbers, depends on the parameters, never
 on what the rank holds of them. So a rank whose shards are all empty, or that has no gradients,
-neither fails nor lets the others wait. A Partial gradient alone must be there on every rank of its
-mesh: nothing tells a rank without it that the others add it up.
+neither fails nor makes the others wait. The exception is a Partial gradient, which every rank of
+its mesh must have: a rank without it cannot know that the others add it up.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class Merged(NamedTuple):
-    """What the ranks of a mesh found together, the same on each.
+    """What the ranks of a mesh found together; it is the same on each.
 
     Attributes:
         norms: in float64, a plain tensor.
-        flag: whether ``found_inf`` is set on any rank, 0-dim; None where nobody asked.
+        flag: whether ``found_inf`` is set on any rank, 0-dim; None unless asked for.
     """
 
     norms: Tensor
@@ -46,7 +46,8 @@ class ShardedList:
 
     Attributes:
         mesh: the mesh of the DTensors.
-        slots: as many on every rank: a tensor, or None where this rank has nothing to add.
+        slots: each a tensor, or None if this rank has nothing to add; every rank has the same
+            number.
         places: for each slot, the position of its tensor or parameter in the caller's list.
     """
 
@@ -58,11 +59,11 @@ class ShardedList:
         self.places = places
 
     def total_norm(self, norm_type: float, found_inf: Tensor | None = None) -> Merged:
-        """Merge the norms of all slots and ranks; only for p > 0 and inf, where all may merge.
+        """Merge the norms of all slots and ranks; only for p > 0 and inf, whose norms merge.
 
         Args:
             norm_type: the p of the p-norm.
-            found_inf: as in ``ClipRequest``; what is found comes along.
+            found_inf: as in ``ClipRequest``; the flag is merged as well.
 
         Returns:
             The norm in float64: 0-dim, a plain tensor, the same bits on every rank.
@@ -92,7 +93,7 @@ class ShardedList:
             A slot without elements on any rank has the ``norm_of_nothing``.
         """
         nothing = self._nothing(norm_type)
-        norms: list[Tensor] = [nothing]  # first, so that all are stacked on the mesh's device
+        norms: list[Tensor] = [nothing]  # it is first, so that all are stacked on the mesh's device
         held: list[Tensor] = []
         for local in self._locals():
             if local is None:
@@ -116,7 +117,7 @@ class ShardedList:
     def _locals(self) -> list[tuple[Tensor, float] | None]:
         """Return this rank's elements of each slot with the share that they count for.
 
-        None stands for no elements. What is Partial is summed over the ranks here.
+        None stands for no elements. Partial tensors are summed over the ranks here.
         """
         from torch.distributed.tensor import Replicate
 
@@ -138,9 +139,9 @@ class ShardedList:
         return upcast.norm_of_nothing(norm_type, torch.device(self.mesh.device_type))
 
     def _merge(self, row: Tensor, norm_type: float, flag: Tensor | None) -> Merged:
-        """Merge the rows and the flags of all ranks, in one order everywhere: the bits are equal.
+        """Merge the rows and the flags of all ranks, in one order, so that all get the same bits.
 
-        The flags travel with the norms, so that no rank is alone in what it finds.
+        The flags travel with the norms, so that every rank learns what any rank found.
         """
         if flag is None:
             return Merged(upcast.merge_slices(self._gather(row), norm_type), None)
@@ -154,8 +155,8 @@ class ShardedList:
 
         placements: list[Placement] = [Shard(0)] * self.mesh.ndim
         rows = DTensor.from_local(row.unsqueeze(0), self.mesh, placements, run_check=False)
-        # One dimension at a time: torch warns of several at once, whose sums might depend on the
-        # rank. Nothing is summed here.
+        # This is done one dimension at a time. torch warns if several are redistributed at once,
+        # because sums might then depend on the rank; nothing is summed here.
         for dim in reversed(range(self.mesh.ndim)):
             placements[dim] = Replicate()
             rows = rows.redistribute(placements=placements)
@@ -163,7 +164,7 @@ class ShardedList:
 
 
 def replicated(value: Tensor, mesh: DeviceMesh) -> Tensor:
-    """Return a value that all ranks of a mesh have as a DTensor that says so."""
+    """Return a value that all ranks of a mesh have as a replicated DTensor."""
     from torch.distributed.tensor import DTensor, Replicate
 
     return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
@@ -174,11 +175,11 @@ def list_of_tensors(
 ) -> ShardedList | None:
     """Return tensors as the ranks of their mesh hold them; None without DTensors.
 
-    Every rank must have as many of them; None stands for one that counts for nothing.
+    Every rank must pass the same number; None stands for one that counts for nothing.
 
     Args:
         tensors: the tensors.
-        counts_once: whether one that is given again adds nothing.
+        counts_once: whether a tensor that is given again adds nothing.
 
     Raises:
         RuntimeError: the DTensors lie on several meshes, or have a placement of an unknown class.
@@ -201,7 +202,7 @@ def list_of_tensors(
 def list_of_gradients(
     parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
 ) -> ShardedList | None:
-    """Return gradients as the ranks of their mesh hold them; None where no mesh is concerned.
+    """Return gradients as the ranks of their mesh hold them; None if there is no mesh.
 
     There is a slot for each parameter that has a gradient or may have one on another rank. It is
     None where this rank has no gradient, and for a gradient that an earlier slot holds.
@@ -230,7 +231,7 @@ def list_of_gradients(
 
 
 def without_outsiders(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Put None for DTensors on meshes that this rank is no part of: it has no element of them."""
+    """Replace DTensors on meshes without this rank by None: it has no element of them."""
     return [None if is_dtensor(t) and _is_outside(t.device_mesh) else t for t in tensors]
 
 
@@ -242,7 +243,7 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """Return a DTensor as one plain tensor, and any other tensor as it is.
 
-    On a rank outside the DTensor's mesh, which has nothing of it, the plain tensor holds zeros.
+    A rank outside the DTensor's mesh has no part of it and gets zeros.
     """
     if not is_dtensor(tensor):
         return tensor
@@ -278,7 +279,8 @@ def _check_placements(dtensors: Sequence[DTensor]) -> None:
     from torch.distributed.tensor import Partial, Replicate, Shard
     from torch.distributed.tensor.placement_types import _StridedShard
 
-    # By class: _StridedShard is no Shard, and its is_shard() is False, in torch 2.11 to 2.13.
+    # Placements are recognised by class: in torch 2.11 to 2.13 _StridedShard is no Shard, and its
+    # is_shard() is False.
     known = (Replicate, Shard, _StridedShard, Partial)
     for tensor in dtensors:
         for placement in tensor.placements:

@@ -1,4 +1,4 @@
-"""What a pass over gradients leaves behind: their norms, and the sums that these belong to."""
+"""What a pass over gradients leaves behind: their norms, and the sums to which these belong."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .norms import Form, Measured
 
 
 class ReferenceSums(Sums):
-    """``Sums`` of norms that are known: the root of a power may differ from them by a bit.
+    """``Sums`` that keep the norm, because the root of a power may differ from it by a bit.
 
-    For p = 0, where the norm of all gradients is that of their norms, ``total`` counts those that
-    hold anything but zeros.
+    For p = 0 the norm of all gradients is the norm of their norms, so ``total`` counts the
+    gradients that do not consist of zeros.
 
     Attributes:
-        norm: the norm that ``total`` belongs to, float64; None where the total is another list's.
-        form: what a norm of the list is returned as; None without gradients.
+        norm: the norm to which ``total`` belongs, float64; None if the total was replaced.
+        form: the form in which a norm of the list is returned; None without gradients.
     """
 
     __slots__ = ("form", "norm")
@@ -40,13 +40,13 @@ class ReferenceSums(Sums):
 def sums_of(
     measured: Measured, places: Tensor | None, norm_type: float, form: Form
 ) -> ReferenceSums:
-    """Return the sums that norms of single gradients belong to.
+    """Return the sums to which the norms of single gradients belong.
 
     Args:
         measured: what ``measure(..., keeps_norms=True)`` found.
         places: as in ``Sums``.
         norm_type: the p of the p-norm.
-        form: what the norm is returned as.
+        form: the form in which the norm is returned.
     """
     if isinstance(measured.norms, Tensor):
         parts = [measured.norms.to(form.device)]
@@ -77,7 +77,7 @@ def sums_of_nothing(
 
 
 def powers(norms: Tensor, norm_type: float) -> Tensor:
-    """Return the sums that norms belong to, of their shape: ``roots`` undoes it."""
+    """Return the sums to which norms belong, of the same shape: ``roots`` undoes it."""
     if norm_type == 2:
         return norms * norms
     if norm_type in (0, 1) or math.isinf(norm_type):
@@ -86,7 +86,7 @@ def powers(norms: Tensor, norm_type: float) -> Tensor:
 
 
 class Kept:
-    """``Remains`` of a clip that keeps the norms. Sums are made of them when somebody asks."""
+    """``Remains`` of a clip that keeps the norms. Sums are made from them when somebody asks."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from .scale import elements_of, multiply_group_, written_tensors
 
 
 def check_targets(targets: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """Check that each gradient has a target of its own.
+    """Check that each gradient has its own target.
 
     Args:
         targets: see ``GradList.scale_into``.
@@ -42,9 +42,9 @@ def multiply_into(target: Tensor, grad: Tensor, by: Multiplier) -> None:
     """Write a product to another tensor of the same kind, rounding each element once.
 
     Args:
-        target: where to, after ``check_targets``.
+        target: the tensor to write, which has passed ``check_targets``.
         grad: a gradient of any kind.
-        by: what it is multiplied by, in any case.
+        by: what the gradient is multiplied by, even where a clip would leave it alone.
     """
     if grad.layout is torch.sparse_coo:
         target.copy_(grad)
@@ -76,7 +76,7 @@ def _are_alike(target: Tensor, grad: Tensor) -> bool:
 
 
 def _overlap(targets: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
-    """Return whether a target shares memory; those with gaps may lie in those of others."""
+    """Return whether a target shares memory; tensors with gaps are not checked."""
     extents = [(*extent, True) for t in targets for extent in _extents(t)]
     extents += [(*extent, False) for t in grads for extent in _extents(t)]
     end_of_all = end_of_targets = 0

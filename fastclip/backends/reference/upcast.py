@@ -17,19 +17,19 @@ from torch.utils._foreach_utils import _device_has_foreach_support
 from ..tensors import are_plain, by_dtype, sizes_of
 
 MAX_SLICE_SIZE = 2**24
-"""Elements converted at once at most: 128 MB of float64, 256 MB of complex128."""
+"""The most elements converted at once: 128 MB of float64, 256 MB of complex128."""
 
 CPU_SLICE_SIZE = 2**20
-"""The same on the CPU: 8 MB should stay in the cache, and a slice pays for starting the threads."""
+"""The same on the CPU: 8 MB should stay in the cache, and are worth starting the threads."""
 
 GATHERED_SIZE = 2**16
 """CPU tensors below this many elements are gathered first: a copy costs less than the calls."""
 
 BATCH_SIZE = 2**19
-"""Elements gathered at once at most, no fewer than GATHERED_SIZE: 2 MB and their float64 values."""
+"""The most elements gathered at once, at least GATHERED_SIZE: 2 MB and their float64 values."""
 
 _SPARE_ROOM = 2**14
-"""Elements by which the room for a batch is larger: small allocations take some of it."""
+"""Elements by which the freed block is larger than a batch: small allocations take some of it."""
 
 _KNOWN_DEVICES = ("cpu", "cuda", "meta", "mps", "xpu")
 
@@ -39,7 +39,7 @@ _CPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def part_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
     """Compute norms of parts that together hold every element once.
 
-    Right for a norm_type whose parts merge by the norm itself: any p > 0, and inf.
+    This is right for a norm_type whose norms merge by the norm itself: any p > 0, and inf.
 
     Args:
         tensors: tensors without empties, all on one device, of any dtypes that torch has.
@@ -89,7 +89,7 @@ def tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
 
 
 def tensor_norms(tensors: Sequence[Tensor], norm_type: float) -> list[Tensor]:
-    """Compute the norm of each tensor, as ``tensor_norm`` does; small ones on the CPU together.
+    """Compute the norm of each tensor, as ``tensor_norm`` does; gather small ones on the CPU.
 
     Args:
         tensors: floating point or complex tensors of any kind.
@@ -120,15 +120,15 @@ def merge_slices(norms: Tensor, norm_type: float) -> Tensor:
 
 
 def norm_of_nothing(norm_type: float, device: torch.device) -> Tensor:
-    """Return what changes nothing when ``merge_slices`` merges it with other norms."""
+    """Return the norm that changes nothing when ``merge_slices`` merges it with others."""
     value = math.inf if norm_type < 0 else 0.0
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
 def stored_parts(tensor: Tensor) -> list[Tensor]:
-    """Return the tensors of a nested tensor, views of its memory; of any other its stored values.
+    """Return the tensors of a nested tensor, as views; for any other, its stored values.
 
-    A nested tensor that is being traced stays whole: how many tensors it holds is not known.
+    A nested tensor that is being traced stays whole: the number of its tensors is unknown.
     """
     if tensor.is_nested and not torch.compiler.is_compiling():
         return list(tensor.unbind())
@@ -136,7 +136,7 @@ def stored_parts(tensor: Tensor) -> list[Tensor]:
 
 
 def stored_values(tensor: Tensor) -> Tensor:
-    """Return the values of a sparse tensor, in float64 where indices repeat; else the tensor."""
+    """Return the values of a sparse tensor, in float64 if indices repeat; else the tensor."""
     if tensor.layout is torch.sparse_coo:
         return coalesced(tensor).values()
     if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
@@ -147,7 +147,7 @@ def stored_values(tensor: Tensor) -> Tensor:
 def coalesced(sparse: Tensor) -> Tensor:
     """Return a COO tensor without repeated indices: itself, or its sums in float64.
 
-    In their own dtype, 1000 terms of 1.0 come to 256 in bfloat16, and two of 40,000 to inf in
+    Summed in their own dtype, 1000 terms of 1.0 give 256 in bfloat16, and two of 40,000 give inf in
     float16.
     """
     return sparse if sparse.is_coalesced() else sparse.to(_wide_dtype(sparse)).coalesce()
@@ -181,7 +181,7 @@ def _wide_dtype(tensor: Tensor) -> torch.dtype:
     real = real_dtype(tensor.device)
     if not tensor.is_complex():
         return real
-    # Not by to_complex(), which torch.compile cannot trace.
+    # to_complex() is not used, because torch.compile cannot trace it.
     return torch.complex128 if real == torch.float64 else torch.complex64
 
 
@@ -194,8 +194,8 @@ def _norm(piece: Tensor, norm_type: float) -> Tensor:
     try:
         return torch.linalg.vector_norm(piece, norm_type, dtype=_wide_dtype(piece))
     except (RuntimeError, TypeError):
-        # A subclass or a device out of torch's tree may have the norm without `dtype` alone, which
-        # is how torch calls it. It accumulates as it does, then.
+        # A subclass, or a device from outside torch, may have the norm only without `dtype`, as
+        # torch itself calls it. Then it accumulates in its own way.
         return torch.linalg.vector_norm(piece, norm_type).to(real_dtype(piece.device))
 
 
@@ -225,16 +225,17 @@ def _small_norms(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor
 
 
 def _cpu_parts(tensors: Sequence[Tensor], norm_type: float) -> Iterator[Tensor]:
-    """Yield the elements of ``tensors`` part by part, in float64 unless a maximum needs none.
+    """Yield the elements of ``tensors`` in parts, in float64 unless only a maximum is needed.
 
-    All have one dtype. A part may be gone once the next one is asked for.
+    All tensors have one dtype. A part is valid only until the next one is asked for.
     """
     if norm_type == math.inf or tensors[0].dtype == torch.float64:
         yield from _cpu_batches(tensors)
         return
     size = min(max(CPU_SLICE_SIZE, BATCH_SIZE), sum(sizes_of(tensors)))
-    # glibc cannot give the room of a freed aligned block to another of its size, and new pages cost
-    # more than the copy: 15 of 34 ms at 2000 x 4096. A larger block, freed here, serves them all.
+    # glibc does not reuse a freed aligned block for an equal request, and fresh pages cost more
+    # than the copy (15 of 34 ms at 2000 x 4096). Freeing one larger block first leaves mapped
+    # memory for all batches.
     room = torch.empty(min(size, BATCH_SIZE) + _SPARE_ROOM, dtype=tensors[0].dtype, device="cpu")
     buffer = torch.empty(size, dtype=torch.float64, device="cpu")
     del room

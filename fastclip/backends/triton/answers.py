@@ -1,4 +1,4 @@
-"""What GPUs and launches have answered: each question may take seconds, and is asked once."""
+"""What is known about GPUs and launches: finding out may take seconds and is done once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Answers:
     """What was learned in this process.
 
     Attributes:
-        usable: the numbers of the GPUs that run the kernels.
-        unusable: by the number of a GPU, why it does not.
-        refused: by what was to be launched, why it was not.
+        usable: the numbers of the GPUs that can run the kernels.
+        unusable: for the number of a GPU, why it cannot.
+        refused: for a launch, why it was refused.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Answers:
         self.refused: dict[LaunchKey, str] = {}
 
     def are_known(self, index: int) -> bool:
-        """Return whether a GPU has been asked for good."""
+        """Return whether it is known if a GPU can run the kernels."""
         return index in self.usable or index in self.unusable
 
 
@@ -40,7 +40,7 @@ class LaunchError(RefusedError):
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether what failed may work at the next call: memory, files and captures change."""
+    """Return whether the next call may succeed: memory, files and captures change."""
     origin = error.__cause__ if isinstance(error, LaunchError) else error
     if isinstance(origin, (OSError, torch.OutOfMemoryError)):
         return True

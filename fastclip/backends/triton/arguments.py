@@ -17,7 +17,7 @@ from .torch_list import DTYPES
 
 
 class Scalars(NamedTuple):
-    """The two tensors that may come with every operation, on the list's device."""
+    """The two tensors that every operation may take, on the list's device."""
 
     inv_scale: Tensor | None
     found_inf: Tensor | None
@@ -29,7 +29,7 @@ class Multiplier(NamedTuple):
     Attributes:
         each: a coefficient for each tensor of the list.
         one: a coefficient for all, 0-dim.
-        total_norm: a norm, 0-dim: its coefficient, with ``max_norm``.
+        total_norm: a norm, 0-dim, whose coefficient follows from it and ``max_norm``.
         max_norm: a number, or 0-dim.
         number: a coefficient for all.
         is_float64: the dtype of the coefficient, float64 or float32, and of the tensors above.
@@ -44,7 +44,7 @@ class Multiplier(NamedTuple):
 
 
 def norm_dtype(packed: PackedList, dtype: torch.dtype | None) -> torch.dtype:
-    """Return the dtype of a list's norm: what is asked for, else float64 if a gradient has it."""
+    """Return the dtype of a list's norm: the given one, else float64 if a gradient has it."""
     if dtype is not None:
         return dtype
     return torch.float64 if packed.has_float64 else torch.float32
@@ -57,10 +57,10 @@ def check_norm_type(norm_type: float) -> None:
 
 
 def check_clip_value(packed: PackedList, clip_value: float) -> None:
-    """Raise ``RefusedError`` for limits that follow rules of torch's own.
+    """Raise ``RefusedError`` for limits that torch treats specially.
 
-    It refuses a finite bound that a gradient's dtype cannot hold, and makes of negative and NaN
-    bounds what the reference backend does.
+    torch refuses a finite bound that a gradient's dtype cannot hold, and has its own rules for
+    negative and NaN bounds. The reference backend follows it.
     """
     if math.copysign(1.0, clip_value) < 0 or math.isnan(clip_value):
         raise _refusal("clip_value must not be negative or nan")
@@ -110,11 +110,11 @@ def request_for(packed: PackedList, request: ClipRequest) -> ClipRequest:
 
 
 def scalars_for(packed: PackedList, inv_scale: Tensor | None, found_inf: Tensor | None) -> Scalars:
-    """Return the tensors that may come with every operation, as a list's kernels read them.
+    """Return the tensors that every operation may take, as a list's kernels read them.
 
     Args:
         packed: the list.
-        inv_scale, found_inf: as ``check_scalars`` has let them through.
+        inv_scale, found_inf: tensors that have passed ``check_scalars``.
 
     Raises:
         RefusedError: kernels cannot read one of them, or ``found_inf`` is on another device.
@@ -146,13 +146,13 @@ def inv_scale_on(device: torch.device, inv_scale: Tensor | None) -> Tensor | Non
 
 
 def max_norm_for(packed: PackedList, max_norm: float | Tensor) -> float | Tensor:
-    """Return ``max_norm`` as a list's kernels read it: no wait for a GPU here."""
+    """Return ``max_norm`` as a list's kernels read it, without waiting for a GPU."""
     limit = max_norm_on(device_of(packed), max_norm)
     return _copy_if_held(limit, packed) if isinstance(limit, Tensor) else limit
 
 
 def max_norm_on(device: torch.device, max_norm: float | Tensor) -> float | Tensor:
-    """Return a number, or a tensor that lies on a GPU as the device does.
+    """Return a number as it is, or a tensor on a GPU, which only a device of that kind can read.
 
     Raises:
         RefusedError: it is on a device that kernels cannot reach.
@@ -231,7 +231,7 @@ def _tensors_for(packed: PackedList, by: Sequence[Tensor]) -> Multiplier:
 
 
 def _is_plain_scalar(tensor: Tensor) -> bool:
-    """Return whether a kernel can read the value of a tensor, here or once it has moved."""
+    """Return whether a kernel can read a tensor's value, perhaps after a move to its device."""
     is_scalar = isinstance(tensor, Tensor) and tensor.dim() == 0 and tensor.dtype in DTYPES
     return is_scalar and _is_readable(tensor)
 
@@ -252,7 +252,7 @@ def _check_readable(coefficients: Tensor) -> None:
 
 
 def _copy_if_held(scalar: Tensor, packed: PackedList) -> Tensor:
-    """Return a scalar that is not written while kernels read it: a copy if a gradient holds it."""
+    """Return a scalar that no kernel writes while others read it: a copy if a gradient holds it."""
     return scalar.clone() if packed.holds(scalar.data_ptr()) else scalar
 
 

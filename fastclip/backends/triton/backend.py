@@ -39,7 +39,7 @@ from .packing import Pack, PackedList, device_of, held_pack, pack_of
 
 
 class TritonBackend:
-    """Run every operation in Triton kernels; tensors that they do not know are refused."""
+    """Run every operation in Triton kernels, and refuse tensors that these do not know."""
 
     name = "triton"
 
@@ -70,7 +70,7 @@ class TritonList:
         self._pack = pack
         self._kind = kind
         self._is_held = is_held
-        # The found_inf that the held gradients, as they are, were checked for.
+        # The found_inf that the held gradients were checked for since they last changed.
         self._checked: Tensor | None = None
 
     def hold(self, *, takes_norm: bool = True) -> TritonList:
@@ -206,9 +206,9 @@ class TritonList:
 
 
 def _check_devices(sources: list[Tensor]) -> None:
-    # Lists on the CPU come here when the native backend refuses them, and whether there is a GPU
-    # is not asked for their sake: that would keep a process from forking. Of parameters that are
-    # no tensors, which have no device, the gradients are asked later.
+    # CPU lists that the native backend refused reach this point. They are refused without a query
+    # of CUDA: initialising it would make a later fork unsafe. Parameters that are no tensors have
+    # no device; the devices of their gradients are checked later.
     if loading.is_interpreted() or not sources:
         return
     if all(getattr(source, "is_cpu", False) for source in sources):
@@ -228,7 +228,7 @@ def _sums_of_nothing(packed: PackedList, norm_type: float, dtype: torch.dtype | 
 
 
 def _finish_by_torch(sums: Sums, request: ClipRequest) -> Norms:
-    """Finish where no kernel runs: the total of a list without gradients lies on the CPU."""
+    """Finish with torch, where no kernel runs: the total of an empty list is on the CPU."""
     norm = roots(sums.total, sums.norm_type)
     if request.inv_scale is not None:
         norm = norm * request.inv_scale.detach().to(norm).abs().reshape(())

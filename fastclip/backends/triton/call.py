@@ -19,12 +19,12 @@ from .device.table import WORDS, write_words_kernel
 from .packing import PackedList
 
 PROGRAMS_EACH = 2
-"""Programs on a multiprocessor: MAX_REGISTERS and 256 threads let that many be resident."""
+"""Programs on a multiprocessor: with MAX_REGISTERS and 256 threads this many are resident."""
 
 MAX_REGISTERS = 128
 
 INTERPRETED_PROGRAMS = 5
-"""In Triton's interpreter, where programs run one after another: an odd number of them."""
+"""The same in Triton's interpreter, which runs one after another: an odd number."""
 
 WORD_BYTES = 8
 
@@ -34,14 +34,14 @@ Field = triton.language.constexpr
 
 @functools.cache
 def are_interpreted() -> bool:
-    """Return whether Triton's interpreter runs the kernels, as was decided when they were made."""
+    """Return whether the kernels were made for Triton's interpreter."""
     return not isinstance(clip_kernel, triton.JITFunction)
 
 
 class Results:
     """What kernels leave at the end of a call's memory, from index ``first`` on.
 
-    A sum for each tensor, their total, and a coefficient.
+    They are a sum for each tensor, their total, and a coefficient.
     """
 
     __slots__ = ("_first", "_memory")
@@ -55,7 +55,7 @@ class Results:
         return self._memory[self._first : -2].view(torch.float64)
 
     def total(self) -> Tensor:
-        """Return all sums together: 0-dim."""
+        """Return the total of the sums: 0-dim."""
         return self._memory[-2:-1].view(torch.float64)[0]
 
     def clip_coef(self, dtype: torch.dtype) -> Tensor:
@@ -63,11 +63,11 @@ class Results:
         return self._memory[-1:].view(dtype)[0]
 
     def is_capturing(self) -> bool:
-        """Return whether a CUDA graph is being captured where they lie."""
+        """Return whether a CUDA graph is being captured on the results' device."""
         return is_capturing(self._memory.device)
 
     def use(self) -> None:
-        """Keep the memory from other uses until the current stream is done with it."""
+        """Keep the memory from being reused until the current stream is done with it."""
         if self._memory.is_cuda:
             self._memory.record_stream(torch.cuda.current_stream(self._memory.device))
 
@@ -76,7 +76,7 @@ class Call:
     """A packed list and the device memory of one call: its words, partials and results.
 
     Args:
-        device: where the list lies, or the call's memory is to lie if the list is empty.
+        device: the list's device; for an empty list, where the call's memory is to lie.
         packed: the list.
         targets: addresses for results out of place, one for each tensor, or none.
     """
@@ -89,7 +89,7 @@ class Call:
         self._held: list[Tensor] = []
         self._targets = list(targets)
         self._used = words.FIELDS.value + 3 * packed.size + len(self._targets)
-        # As many as write_words_kernel writes: it knows no mask.
+        # Rounded up to what write_words_kernel writes at a time: it has no mask.
         partials = -(-self._used // WORDS) * WORDS
         sums = partials + packed.groups
         total = sums + packed.size
@@ -127,19 +127,19 @@ class Call:
         self.set(words.CLIP_COEF, self._total_at + WORD_BYTES)
 
     def upload(self) -> None:
-        """Bring the words to the device, behind what its stream holds already."""
+        """Bring the words to the device, after the work that its stream already has."""
         if is_capturing(self.device):
             self._upload_in_arguments()
         elif self.device.type == "cpu":
             self._write(self._memory[: self._used])
         else:
-            # torch keeps pinned memory from other uses until the copy is done.
+            # torch does not reuse pinned memory before the copy is done.
             pinned = torch.empty(self._used, dtype=torch.int64, device="cpu", pin_memory=True)
             self._write(pinned)
             self._memory[: self._used].copy_(pinned, non_blocking=True)
 
     def _upload_in_arguments(self) -> None:
-        """A graph's replay must find the words again: they travel in arguments of kernels."""
+        """Bring the words in the arguments of kernels, where a graph's replay finds them again."""
         host = torch.empty(self._used, dtype=torch.int64, device="cpu")
         self._write(host)
         values = host.tolist()
@@ -152,10 +152,10 @@ class Call:
         self.packed.write(host, self._fields, self._targets)
 
     def programs(self) -> int:
-        """Return how many programs the list has work for: one for each group.
+        """Return how many programs to launch: one for each group, at most those that are resident.
 
-        As in the CUDA kernels, where a list of many small tensors gained by it. Triton's kernels
-        have not been timed with so many.
+        The CUDA kernels do the same, which made lists of many small tensors faster. Triton's
+        kernels have not been timed with that many programs.
         """
         if are_interpreted():
             return max(1, min(INTERPRETED_PROGRAMS, self.packed.groups))
@@ -168,7 +168,7 @@ class Call:
         is_cooperative: bool = False,
         **constants: int,
     ) -> None:
-        """Launch a kernel on the list, on as many programs as it has work for."""
+        """Launch a kernel on the list, by default with ``programs()`` programs."""
         count = self.programs() if programs is None else programs
         launch(kernel, self.device, count, self.address, is_cooperative=is_cooperative, **constants)
 
@@ -199,7 +199,8 @@ def launch(
         raise
     except Exception as error:
         text = f"Triton cannot launch {key[0]} on device {device}: {first_line_of(error)}"
-        # A cooperative launch may be refused for its programs, of which another list has fewer.
+        # A cooperative launch may be refused for its number of programs, and another list has
+        # fewer.
         if not is_cooperative and not is_transient(error):
             ANSWERS.refused[key] = text
         raise LaunchError(text) from error
@@ -217,7 +218,7 @@ def compile_options(warp_size: int, is_nvidia: bool, is_cooperative: bool) -> di
     options: dict[str, int | bool] = {
         "num_warps": THREADS.value // warp_size,
         "num_stages": 1,
-        # A product that is added is rounded first unless the source says fma.
+        # A product is rounded before it is added, unless the source says fma.
         "enable_fp_fusion": False,
     }
     if is_nvidia:

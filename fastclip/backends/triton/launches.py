@@ -1,4 +1,4 @@
-"""The host's side of an operation: memory, words and launches. Imported when one needs it."""
+"""The host's side of operations: memory, words and launches. It imports triton."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .torch_list import no_tensors
 
 
 class Found:
-    """What a clip has left in its call's memory: see ``Remains``. The gradients may be gone."""
+    """What a clip has left in its call's memory: see ``Remains``. It needs no gradients."""
 
     __slots__ = ("_dtype", "_norm_type", "_places", "_results")
 
@@ -56,10 +56,10 @@ class Found:
 
 
 class Launches:
-    """The launches of operations on one device; the tensors that they are given lie there.
+    """The launches of operations on one device; all tensors that they take lie there.
 
-    Every method raises ``RefusedError`` where Triton or the driver refuses a launch: no gradient
-    has been written then.
+    Every method raises ``RefusedError`` if Triton or the driver refuses a launch; then no gradient
+    has been written.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,7 +73,7 @@ class Launches:
         """Take the norm and, where it exceeds ``max_norm`` and may be written, rescale in place.
 
         Raises:
-            RuntimeError: the fused launch was refused, which the clip mode asks for; no gradient
+            RuntimeError: the fused launch, which the clip mode asks for, was refused; no gradient
                 has been written.
         """
         dtype = norm_dtype(packed, request.dtype)
@@ -108,7 +108,7 @@ class Launches:
         return sums_of(call.results, packed.places, norm_type, dtype)
 
     def finish(self, sums: Sums, request: ClipRequest) -> Norms:
-        """Make of a total, which stands for the only partial, the norm and the coefficient."""
+        """Compute the norm and the coefficient from a total, passed as the only partial."""
         with self._current():
             call = Call(self._device, no_tensors())
             call.point(words.PARTIALS, sums.total)
@@ -124,7 +124,7 @@ class Launches:
         """Multiply in place; a coefficient of 1 or more changes nothing by itself.
 
         Args:
-            is_checked: whether ``found_inf`` says already what it has to say of these gradients.
+            is_checked: whether ``found_inf`` is up to date for these gradients.
         """
         with self._current():
             call = Call(self._device, packed)
@@ -184,18 +184,18 @@ def sums_of(results: Results, places: Tensor | None, norm_type: float, dtype: to
     sums = results.sums()
     norms = None
     if kind_of(norm_type, dtype) == POWER_SUM.value:
-        # In the interpreter as on a GPU: roots() of CPU tensors may be others by a bit.
+        # The interpreter's norms are taken as on a GPU: roots() of CPU tensors may differ by a bit.
         norms = [sums.pow(1.0 / norm_type)]
     return Sums([sums], results.total(), places, norm_type, dtype, norms)
 
 
 def check(index: int) -> None:
-    """Compile and launch two kernels on a GPU; raises what Triton raises where it cannot."""
+    """Compile and launch two kernels on a GPU; raise what Triton raises if that fails."""
     device = torch.device("cuda", index)
     with torch.cuda.device(device):
         empty = torch.zeros(words.FIELDS.value + WORDS, dtype=torch.int64, device=device)
         at = empty.data_ptr()
-        # A capture needs this one, and may not allow that it is loaded then.
+        # A capture needs this kernel, and loading it during the capture may be an error.
         launch(write_words_kernel, device, 1, at, words.FIELDS.value, *[0] * WORDS)
         launch(finish_kernel, device, 1, at, KIND=SUM_SQ.value)
 
@@ -217,7 +217,7 @@ def _launch_clip(call: Call, kind: int, request: ClipRequest) -> None:
 
 
 def _ask_for_norm(call: Call, norm_type: float, dtype: torch.dtype, request: ClipRequest) -> Tensor:
-    """Let kernels write the norm to new memory, which is returned, and the coefficient."""
+    """Let kernels write the coefficient, and the norm to new memory, which is returned."""
     total_norm = torch.empty((), dtype=dtype, device=call.device)
     _set_norm_type(call, norm_type, dtype)
     call.point(words.TOTAL_NORM, total_norm)
@@ -260,7 +260,7 @@ def _set_multiplier(call: Call, by: Multiplier) -> None:
 
 
 def _prepare_change(call: Call, scalars: Scalars, is_checked: bool) -> None:
-    """Upload a call that changes gradients, after all else is set, and look for infs if it must."""
+    """Upload a call that changes gradients once its fields are set; look for infs if needed."""
     _set_scalars(call, scalars)
     call.set(words.SUMS, 0)
     call.upload()

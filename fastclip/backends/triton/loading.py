@@ -1,4 +1,4 @@
-"""Whether Triton's kernels can run here: its import, and each GPU, are asked once."""
+"""Whether Triton's kernels can run here: its import and each GPU are tried once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from .launches import Launches
 
 INTERPRET_VARIABLE = "TRITON_INTERPRET"
-"""Triton's own: its interpreter runs the kernels, on CPU tensors."""
+"""Triton's own variable: if it is set, an interpreter runs the kernels, on CPU tensors."""
 
 NO_GPU = "torch sees no GPU"
 
 OLDEST = (3, 6)
-"""The release of triton that the oldest supported torch comes with."""
+"""The release of triton that comes with the oldest supported torch."""
 
 
 def is_interpreted() -> bool:
-    """Return whether Triton is told to interpret its kernels, on CPU tensors."""
+    """Return whether Triton's interpreter is to run the kernels, on CPU tensors."""
     return os.environ.get(INTERPRET_VARIABLE, "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -37,7 +37,7 @@ def supported_device() -> str:
 
 
 def launches_on(device: torch.device) -> Launches:
-    """Return what launches kernels on a device, after all that may keep it from running is asked.
+    """Return what launches kernels on a device, after checking that they can run there.
 
     Raises:
         RefusedError: the kernels cannot run there.

@@ -1,4 +1,4 @@
-"""From sources to a packed list: in C++ where there is the extension, else by torch operations."""
+"""Packing sources into a list: in C++ if there is the extension, else by torch operations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class PackedList(Protocol):
     """A list cut into work for the kernels; it holds its tensors.
 
     Attributes:
-        size: how many tensors.
-        device: the number of their GPU, -1 for the CPU and for none.
+        size: the number of tensors.
+        device: the number of their GPU; -1 for the CPU and for an empty list.
         chunk_size: elements in a chunk.
         groups: pieces of work.
         mix: a bit for the code of each dtype in the list.
-        has_float64: whether a tensor is.
+        has_float64: whether a tensor is float64.
         places: for each source its position in the list, -1 where it has no gradient: int64 on the
             CPU. None stands for 0, 1, 2, ...
     """
@@ -38,7 +38,7 @@ class PackedList(Protocol):
     places: Tensor | None
 
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None:
-        """Write the words that kernels are given to a host tensor.
+        """Write the words that kernels read to a host tensor.
 
         Args:
             words: int64, as long as the fields and three or four words for each tensor.
@@ -51,7 +51,7 @@ class PackedList(Protocol):
         ...
 
     def addresses_of(self, targets: list[Tensor]) -> list[int]:
-        """Return where tensors begin that results are to be written to.
+        """Check the tensors that results are written to, and return where they begin.
 
         Raises:
             ValueError: they are not one for each tensor, of its dtype, shape, strides and device,
@@ -64,7 +64,7 @@ class PackedList(Protocol):
         ...
 
     def hold(self, takes_norm: bool) -> PackedList:
-        """Pack the same tensors again: they may have been given other memory."""
+        """Pack the same tensors again, because they may have been given other memory."""
         ...
 
     def bump_versions(self) -> None:
@@ -75,9 +75,8 @@ class PackedList(Protocol):
 Pack = Callable[[bool], PackedList]
 """Packs the gradients that sources have when it is called.
 
-Its argument says whether their norm is taken, which is for the ranks of a mesh to do together. It
-raises ``RefusedError`` where a gradient is none that the kernels can take; nothing has been
-written.
+Its argument says whether their norm will be taken, which the ranks of a mesh do together. It raises
+``RefusedError`` if the kernels cannot take a gradient; nothing has been written.
 """
 
 
@@ -98,5 +97,5 @@ def held_pack(packed: PackedList) -> Pack:
 
 
 def device_of(packed: PackedList) -> torch.device:
-    """Return where a list lies."""
+    """Return the device of a list."""
     return torch.device("cpu") if packed.device < 0 else torch.device("cuda", packed.device)

@@ -1,4 +1,4 @@
-"""Packing by torch operations on all tensors together, where there is no extension."""
+"""Packing by torch operations on all tensors together, without the extension."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ..base import Reason, ReasonKind, RefusedError
 from ..request import PARAMETERS, READ_ONLY, Kind
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""By their codes, as in csrc/tensor_list.h."""
+"""The dtypes by their codes, as in csrc/tensor_list.h."""
 
 DTENSOR_REASON = "a DTensor, whose ranks clip together (supported: plain strided tensors)"
-"""As csrc/binding/walk/dtensor.h words it."""
+"""The same text as in csrc/binding/walk/dtensor.h."""
 
 CODE_BITS = 2
 SLOTS = 8
 VECTOR_BYTES = 16
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 1 << 14, 1 << 20
 MAX_CHUNKS = 1 << 11
-"""As in csrc/gpu_work.h, which says what they are for."""
+"""The numbers of csrc/gpu_work.h, which explains them."""
 
 SMALL_BYTES = 4096
-"""Of a small tensor, fewer than this; kSmall of csrc/binding/packing.h.
+"""A tensor of fewer bytes is small; kSmall of csrc/binding/packing.h.
 
-The CUDA kernels give 16 KiB to a warp. Here a tensor is a row of a block, which loads 128 elements
-a round, one by one: 16 KiB of 16-bit elements would be 64 rounds, one after another, where a chunk
-is one. With 512 a round a norm of three dtypes spills registers (sm_90, Triton 3.9). On a GPU
-neither has been timed.
+The CUDA kernels give 16 KiB to a warp. Here a small tensor is a row of a block, which loads 128
+elements in each round, one by one: 16 KiB of 16-bit elements would take 64 rounds, one after
+another, and a chunk takes one. With 512 elements in a round, a norm of three dtypes spills
+registers (sm_90, Triton 3.9). Neither has been timed on a GPU.
 """
 
 
@@ -63,7 +63,7 @@ class TorchList:
         self.groups = -(-slots // SLOTS)
 
     def write(self, words: Tensor, fields: list[int], targets: list[int]) -> None:
-        """Write the words that kernels are given to a host tensor."""
+        """Write the words that kernels read to a host tensor."""
         columns = [self._addresses, self._packed_counts, self._first_slots]
         made = torch.cat([_column(fields), *columns, _column(targets)])
         is_plain = words.is_cpu and words.is_contiguous() and words.dtype == made.dtype
@@ -72,7 +72,7 @@ class TorchList:
         words.copy_(made)
 
     def addresses_of(self, targets: list[Tensor]) -> list[int]:
-        """Return where tensors begin that results are to be written to."""
+        """Check the tensors that results are written to, and return where they begin."""
         if len(targets) != self.size:
             raise ValueError(f"fastclip: targets must be {self.size} tensors (got {len(targets)})")
         for i, (target, grad) in enumerate(zip(targets, self._grads, strict=True)):
@@ -99,7 +99,7 @@ class TorchList:
 
 @functools.cache
 def no_tensors() -> TorchList:
-    """Return a list of none: for kernels that read no tensor."""
+    """Return an empty list, for kernels that read no tensor."""
     return TorchList([], [], [])
 
 
@@ -190,7 +190,7 @@ def _check(grads: Sequence[Tensor], is_interpreted: bool) -> None:
 
 
 def _check_overlap(grads: Sequence[Tensor]) -> None:
-    """Raise ``RefusedError`` if two tensors share memory: equal ones are one already."""
+    """Raise ``RefusedError`` if two tensors share memory; equal ones have been joined before."""
     begins = _column(t.data_ptr() for t in grads if t.numel() > 0)
     ends = begins + _column(t.nbytes for t in grads if t.numel() > 0)
     begins, order = begins.sort()
@@ -199,7 +199,7 @@ def _check_overlap(grads: Sequence[Tensor]) -> None:
 
 
 def _is_target_for(target: Tensor, grad: Tensor) -> bool:
-    """Return whether kernels may write a gradient's product there."""
+    """Return whether kernels may write a gradient's product to a target."""
     if not isinstance(target, Tensor) or not tensors.are_plain([target]) or _is_lazy(target):
         return False
     layout = (target.dtype, target.shape, target.stride(), target.device)
@@ -239,7 +239,8 @@ def _slots(addresses: Tensor, counts: Tensor, sizes: Tensor, chunk_size: int) ->
     heads = torch.minimum((-addresses & (VECTOR_BYTES - 1)) // sizes, counts)
     is_large = counts * sizes >= SMALL_BYTES
     taken = torch.where(is_large, SLOTS * ((counts - heads + chunk_size - 1) // chunk_size), 1)
-    # A large tensor begins a group: the run of small ones before it is filled up.
+    # A large tensor begins a group, so the run of small tensors before it is padded to whole
+    # groups.
     large = is_large.nonzero().flatten()
     small_before = (~is_large).cumsum(0)[large]
     run = torch.diff(small_before, prepend=small_before.new_zeros(1))
@@ -257,7 +258,7 @@ def _chunk_size(total_count: int) -> int:
 
 
 def _column(values: Iterable[int]) -> Tensor:
-    # The default device may be another.
+    # The default device may be another one.
     return torch.tensor(list(values), dtype=torch.int64, device="cpu")
 
 

@@ -22,13 +22,13 @@ from .words import BARRIER, IS_FLOAT64, VALUE, field, inv_scale_in, is_stopped, 
 
 @triton.jit
 def words_at(call):
-    """Make a pointer of the words' address."""
+    """Return a pointer to the words at an address."""
     return call.to(tl.pointer_type(tl.int64))
 
 
 @triton.jit
 def sync_grid(call_ptr):
-    """Wait for all programs: what any wrote before it, every one sees after it.
+    """Wait for all programs: each sees after it what any wrote before it.
 
     The counter begins at 0. One thread arrives for a program, after all of its threads have
     written; acq_rel, because the last to arrive reads no counter again.
@@ -44,7 +44,7 @@ def sync_grid(call_ptr):
 
 @triton.jit
 def finish_and_change(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr):
-    """The second phase: the factor, the sums, and where it is due the rescale."""
+    """Run the second phase: the factor, the sums and, where it is needed, the rescale."""
     factor, should_write = finish_norm(call_ptr, KIND)
     write_sums(call_ptr, KIND)
     if should_write:
@@ -53,7 +53,7 @@ def finish_and_change(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit(do_not_specialize=["call"])
 def clip_kernel(call: tl.int64, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF: tl.constexpr):
-    """The fused clip, on a cooperative grid: both phases and a barrier between them."""
+    """Clip in one launch, on a cooperative grid: both phases with a barrier between them."""
     call_ptr = words_at(call)
     reduce_groups(call_ptr, MIX, KIND, FINDS_INF)
     sync_grid(call_ptr)
@@ -62,13 +62,13 @@ def clip_kernel(call: tl.int64, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF
 
 @triton.jit(do_not_specialize=["call"])
 def reduce_kernel(call: tl.int64, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF: tl.constexpr):
-    """The first phase alone."""
+    """Run only the first phase."""
     reduce_groups(words_at(call), MIX, KIND, FINDS_INF)
 
 
 @triton.jit(do_not_specialize=["call"])
 def finish_kernel(call: tl.int64, KIND: tl.constexpr):
-    """The second phase of a norm without a rescale."""
+    """Run the second phase of a norm, without a rescale."""
     call_ptr = words_at(call)
     finish_norm(call_ptr, KIND)
     write_sums(call_ptr, KIND)
@@ -76,13 +76,13 @@ def finish_kernel(call: tl.int64, KIND: tl.constexpr):
 
 @triton.jit(do_not_specialize=["call"])
 def finish_and_scale_kernel(call: tl.int64, MIX: tl.constexpr, KIND: tl.constexpr):
-    """The second phase alone."""
+    """Run only the second phase, with the rescale."""
     finish_and_change(words_at(call), MIX, KIND)
 
 
 @triton.jit
 def factors_in(call_ptr):
-    """Return the factor of tensors without their own, whether it is due, and inv_scale."""
+    """Return the factor of tensors without their own, whether to write them, and inv_scale."""
     if field(call_ptr, IS_FLOAT64) != 0:
         clip_coef = coefficient_in(call_ptr, tl.float64)
     else:
@@ -94,7 +94,7 @@ def factors_in(call_ptr):
 
 @triton.jit(do_not_specialize=["call"])
 def scale_kernel(call: tl.int64, MIX: tl.constexpr):
-    """Multiply in place, except by a coefficient of 1 or more, and where an inf was found."""
+    """Multiply in place, except by a coefficient of 1 or more, and unless an inf was found."""
     call_ptr = words_at(call)
     factor, should_write, inv_scale = factors_in(call_ptr)
     if should_write and not is_stopped(call_ptr):
@@ -103,7 +103,7 @@ def scale_kernel(call: tl.int64, MIX: tl.constexpr):
 
 @triton.jit(do_not_specialize=["call"])
 def scale_into_kernel(call: tl.int64, MIX: tl.constexpr):
-    """Multiply into the targets, which hold nothing yet: whatever was found."""
+    """Multiply into the targets, whatever was found: they hold nothing yet."""
     call_ptr = words_at(call)
     factor, _, inv_scale = factors_in(call_ptr)
     change_groups(call_ptr, factor, inv_scale, MIX, MULTIPLY, INTO_TARGETS)
@@ -111,7 +111,7 @@ def scale_into_kernel(call: tl.int64, MIX: tl.constexpr):
 
 @triton.jit(do_not_specialize=["call"])
 def clamp_kernel(call: tl.int64, MIX: tl.constexpr, SCALES: tl.constexpr):
-    """Clamp in place, SCALES: the products with inv_scale, except where an inf was found."""
+    """Clamp in place, or with SCALES the products with inv_scale, unless an inf was found."""
     call_ptr = words_at(call)
     if not is_stopped(call_ptr):
         limit = number(call_ptr, VALUE)

@@ -1,7 +1,7 @@
-"""The norm in two phases, as Triton functions: every group's partial; then what all of them make.
+"""The norm in two phases, as Triton functions: a partial for each group; then their results.
 
-The fused kernel runs both with a barrier between them, the split ones in a launch each. Every order
-of additions is fixed by the list, so that equal inputs give equal bits.
+The fused kernel runs both with a barrier between them, the split kernels run one each. The list
+fixes the order of every addition, so that equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def reduce_small(
 def reduce_large(
     call_ptr, tensors, tensor, slot, sums, norm_type, MIX: tl.constexpr, KIND: tl.constexpr
 ):
-    """Reduce a chunk; where it is all of its tensor, write that one's sum."""
+    """Reduce a chunk; write the tensor's sum if the chunk is all of it."""
     address, packed, skipped, count = chunk_of(call_ptr, tensors, tensor, slot)
     value = tl.zeros([], tl.float64)
     for CODE in tl.static_range(CODES):
@@ -110,13 +110,13 @@ def reduce_group(call_ptr, tensors, group, sums, norm_type, MIX: tl.constexpr, K
 
 @triton.jit
 def reduce_groups(call_ptr, MIX: tl.constexpr, KIND: tl.constexpr, FINDS_INF: tl.constexpr):
-    """The first phase. A program takes groups b, b + G, ...; each partial has one writer."""
+    """Run the first phase: program b takes groups b, b + G, ...; each partial has one writer."""
     tensors = field(call_ptr, TENSORS)
     sums = field(call_ptr, SUMS)
     norm_type = number(call_ptr, NORM_TYPE)
     partials_ptr = float64_at(field(call_ptr, PARTIALS))
     begin, end = tl.program_id(0).to(tl.int64), field(call_ptr, GROUPS)
-    # What is hoisted out of a loop over groups is kept in registers by the loops over elements.
+    # Values hoisted out of the loop over groups would take registers in the loops over elements.
     for group in tl.range(begin, end, tl.num_programs(0), disable_licm=True):
         value = reduce_group(call_ptr, tensors, group, sums, norm_type, MIX, KIND)
         tl.store(partials_ptr + group, value)
@@ -146,7 +146,7 @@ def combine_partials(call_ptr, KIND: tl.constexpr):
 
 @triton.jit
 def write_sums(call_ptr, KIND: tl.constexpr):
-    """Write the sums of tensors of several chunks; those of the others are written already."""
+    """Write the sums of tensors with several chunks; all other sums are written already."""
     sums = field(call_ptr, SUMS)
     if sums != 0:
         tensors = field(call_ptr, TENSORS)
@@ -173,7 +173,7 @@ def write_sums(call_ptr, KIND: tl.constexpr):
 
 @triton.jit
 def root(total, norm_type, KIND: tl.constexpr):
-    """Return the norm of a sum."""
+    """Return the norm to which a sum belongs."""
     if KIND == POWER_SUM:
         return tl.exp2(tl.log2(total) / norm_type)
     elif KIND == SUM_SQ or KIND == SUM_SQ_WIDE:
@@ -196,9 +196,9 @@ def clip_coefficient(total_norm, max_norm):
 
 @triton.jit
 def factor_of(clip_coef, inv_scale):
-    """Return what to multiply by, in float64, and whether that is due.
+    """Return what to multiply by, in float64, and whether to write.
 
-    It is not where a coefficient of 1 or more is all that there is.
+    Nothing is written for a coefficient of 1 or more without inv_scale.
     """
     # NaN is not >= 1: it is written, as torch writes it.
     should_write = ~(tl.where(inv_scale == 1.0, clip_coef, 0.0) >= 1.0)
@@ -228,7 +228,7 @@ def factor_in(call_ptr, norm, T: tl.constexpr):
 
 @triton.jit
 def finish_norm(call_ptr, KIND: tl.constexpr):
-    """The second phase, up to the factor. Every program computes it; the first writes results."""
+    """Run the second phase up to the factor. All compute it; the first program writes results."""
     total = combine_partials(call_ptr, KIND)
     total_address = field(call_ptr, TOTAL)
     if total_address != 0 and tl.program_id(0) == 0:

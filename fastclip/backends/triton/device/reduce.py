@@ -20,8 +20,9 @@ ABS_MAX = tl.constexpr(3)
 POWER_SUM = tl.constexpr(4)
 
 THREADS = tl.constexpr(256)
-# 16-byte loads that a thread has in flight, twice four blocks. With 256 threads, and two programs
-# on a multiprocessor at 128 registers, that makes 64 KiB, more than latency x bandwidth of one.
+# The 16-byte loads that a thread has in flight: two times four blocks. With 256 threads, and two
+# programs on a multiprocessor at 128 registers, that makes 64 KiB, more than the latency times the
+# bandwidth of a multiprocessor.
 LOADS = tl.constexpr(8)
 COLUMNS = tl.constexpr(128)  # of small tensors that are read at a time
 POWER_COLUMNS = tl.constexpr(32)  # one element a thread: a power takes many registers
@@ -33,8 +34,8 @@ LOST = tl.constexpr(2.0**-102)  # below this for each element, squares in float3
 
 @triton.jit
 def pointer_to(address, T: tl.constexpr):
-    """Make a pointer of an address on a 16-byte boundary."""
-    # The hint on the pointer itself is what makes unmasked loads 16 bytes wide.
+    """Return a pointer to an address on a 16-byte boundary."""
+    # Unmasked loads are 16 bytes wide only if the pointer itself has this hint.
     return tl.multiple_of(address.to(tl.pointer_type(T)), VECTOR_BYTES)
 
 
@@ -76,7 +77,8 @@ def four_squares(a, b, c, d, T: tl.constexpr):
     aa, bb, cc, dd = a * a, b * b, c * c, d * d
     squares = ((aa + bb) + (cc + dd)).to(tl.float64)
     if T == tl.float32:
-        # What rounding dropped of each square, exactly. Those of 16-bit elements are exact.
+        # This is exactly what rounding dropped from each square. Squares of 16-bit elements are
+        # exact.
         dropped = (tl.fma(a, a, -aa) + tl.fma(b, b, -bb)) + (tl.fma(c, c, -cc) + tl.fma(d, d, -dd))
         squares += dropped.to(tl.float64)
     return squares
@@ -150,10 +152,10 @@ def add_four(sums, seen, a, b, c, d, norm_type, T: tl.constexpr, KIND: tl.conste
 
 @triton.jit
 def load_four(block_ptr, offsets, count, BLOCK: tl.constexpr, IS_WHOLE: tl.constexpr):
-    """Load four blocks, all of them or the first ``count`` words, whole vectors; others are 0.
+    """Load four blocks, or their first ``count`` words, in whole vectors; other words are 0.
 
-    Without a mask the loads are issued together. With one that holds or drops whole vectors they
-    are as wide.
+    Without a mask the loads are issued together. With a mask that is the same for a whole vector
+    they are as wide.
     """
     if IS_WHOLE:
         a = tl.load(block_ptr + offsets)
@@ -197,7 +199,7 @@ def reduce_body(body_ptr, vectors, norm_type, T: tl.constexpr, KIND: tl.constexp
     sums = tl.zeros([BLOCK], tl.float64)
     seen = tl.zeros([BLOCK], tl.int64 if T == tl.float64 else tl.int32)
     if KIND == POWER_SUM:
-        # One block at a time: powers are so long that loads need no company.
+        # One block at a time is enough: a power takes so long that one load hides behind it.
         for start in range(0, vectors * PER_VECTOR, BLOCK):
             rest = tl.multiple_of(vectors * PER_VECTOR - start, PER_VECTOR)
             words = tl.load(body_ptr + start + offsets, mask=offsets < rest, other=0)
@@ -248,7 +250,8 @@ def as_magnitude(bits):
 def edges_of(head, tail, LANES: tl.constexpr):
     """Return the offsets of the elements before and after a chunk's 16-byte vectors.
 
-    Two times EDGE lanes are enough, a multiple of them belongs to the tail: outside of the chunk.
+    Two times EDGE lanes are enough. If there are more, the rest lies beyond the tail, outside the
+        chunk.
     """
     lane = tl.arange(0, LANES)
     return tl.where(lane < EDGE, lane, tail + lane - EDGE), (lane >= EDGE) | (lane < head)
@@ -267,8 +270,8 @@ def reduce_rescued(data, count, norm_type, T: tl.constexpr, KIND: tl.constexpr):
     """Reduce a chunk, again in float64 where its squares left float32's range."""
     value, seen = reduce_chunk(data, count, norm_type, T, KIND)
     if KIND == SUM_SQ and (T == tl.float32 or T == tl.bfloat16):
-        # A float32 square overflows above 2^64 and loses digits below 2^-63. What a lost square is
-        # off by is at most 2^-149: a sum above the limit has lost nothing that counts.
+        # A float32 square overflows above 2^64 and loses digits below 2^-63. A lost square is off
+        # by at most 2^-149, so a sum above the limit has lost nothing that counts.
         if not (value < INF) or (seen != 0 and value < count * LOST):
             value, seen = reduce_chunk(data, count, norm_type, T, SUM_SQ_WIDE)
     return value

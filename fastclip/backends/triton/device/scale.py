@@ -72,7 +72,7 @@ def clamped(x, value):
 def changed(x, value, inv_scale, CHANGE: tl.constexpr):
     """Return the new elements, and which of them differ from the old."""
     if CHANGE == MULTIPLY:
-        # All of them, NaN too: a target holds nothing yet.
+        # All elements count, also NaN: a target holds nothing yet.
         return multiplied(x, value), tl.full(x.shape, 1, tl.int1)
     elif CHANGE == CLAMP:
         return clamped(x, value)
@@ -85,7 +85,7 @@ def changed(x, value, inv_scale, CHANGE: tl.constexpr):
 def change_block(
     x, target_ptr, offsets, count, value, inv_scale, CHANGE: tl.constexpr, IS_WHOLE: tl.constexpr
 ):
-    """Write a block's new elements; of a clamp only vectors in which one was out of range."""
+    """Write a block's new elements; a clamp writes only vectors in which one was out of range."""
     new, is_changed = changed(x, value, inv_scale, CHANGE)
     if CHANGE == CLAMP:
         mask = tl.broadcast_to(
@@ -129,7 +129,7 @@ def change_batch(
 def change_chunk(source, target, count, value, inv_scale, T: tl.constexpr, CHANGE: tl.constexpr):
     """Change consecutive elements.
 
-    ``target`` is the source, or other memory that lies like it towards the 16-byte boundaries.
+    ``target`` is the source, or other memory with the same offset from a 16-byte boundary.
     """
     SIZE: tl.constexpr = bytes_of(T)
     PER_VECTOR: tl.constexpr = VECTOR_BYTES // SIZE
@@ -141,7 +141,7 @@ def change_chunk(source, target, count, value, inv_scale, T: tl.constexpr, CHANG
     batches = (count - head) // BATCH
     rest = ((count - head) % BATCH).to(tl.int32)
     rest = tl.multiple_of(rest // PER_VECTOR * PER_VECTOR, PER_VECTOR)
-    # A row for each vector, so that a mask can be the same for all of one.
+    # There is a row for each vector, so that a mask can be the same for a whole vector.
     offsets = tl.arange(0, THREADS)[:, None] * PER_VECTOR + tl.arange(0, PER_VECTOR)[None, :]
     for i in range(batches):
         from_ptr, to_ptr = source_ptr + i * BATCH, target_ptr + i * BATCH
@@ -149,7 +149,8 @@ def change_chunk(source, target, count, value, inv_scale, T: tl.constexpr, CHANG
     if rest > 0:
         from_ptr, to_ptr = source_ptr + batches * BATCH, target_ptr + batches * BATCH
         change_batch(from_ptr, to_ptr, offsets, rest, value, inv_scale, BLOCK, CHANGE, False)
-    # A lane for each thread: of fewer, every thread would read all that one of them writes.
+    # There is one lane per thread: with fewer lanes Triton replicates them, and every thread would
+    # read what one of them writes.
     offsets, mask = edges_of(head, head + batches * BATCH + rest, THREADS)
     mask = mask & (offsets < count)
     x = tl.load(source.to(tl.pointer_type(T)) + offsets, mask=mask, other=0.0)
@@ -159,7 +160,7 @@ def change_chunk(source, target, count, value, inv_scale, T: tl.constexpr, CHANG
 
 @triton.jit
 def multiply_unaligned(source, target, count, value, T: tl.constexpr):
-    """Multiply consecutive elements into memory that lies otherwise towards the boundaries."""
+    """Multiply consecutive elements into memory with a different offset from a 16-byte boundary."""
     offsets = tl.arange(0, UNALIGNED_BLOCK)
     for start in range(0, count, UNALIGNED_BLOCK):
         mask = start + offsets < count
@@ -182,16 +183,16 @@ def change_rows(source, target, counts, values, inv_scale, T: tl.constexpr, CHAN
 
 @triton.jit
 def rounded_factor_of(call_ptr, clip_coef, inv_scale):
-    """Return factor_of() two float64; the product is rounded as that of the coefficient's dtype."""
+    """Return factor_of() two float64, with the product rounded to the coefficient's dtype."""
     factor, should_write = factor_of(clip_coef, inv_scale)
     if field(call_ptr, IS_FLOAT64) == 0:
-        factor = factor.to(tl.float32).to(tl.float64)  # once: of two float32 it was exact
+        factor = factor.to(tl.float32).to(tl.float64)  # one rounding: the product was exact
     return factor, should_write
 
 
 @triton.jit
 def values_of(call_ptr, tensor, mask, value, inv_scale, FORM: tl.constexpr):
-    """Return what changes a tensor, or each of several, and whether it is to be changed at all."""
+    """Return the value that changes a tensor, or each of several, and whether to change it."""
     values = tl.where(mask, value, 1.0)
     should_write = mask
     if FORM != ALL:
@@ -273,7 +274,7 @@ def change_groups(
 ):
     """Change all tensors. A program goes through its groups backwards.
 
-    What it read last for the norm is the likeliest to be in the cache still.
+    What it read last for the norm is most likely still in the cache.
     """
     tensors = field(call_ptr, TENSORS)
     programs = tl.num_programs(0)
@@ -290,7 +291,7 @@ def change_groups(
 
 @triton.jit
 def coefficient_in(call_ptr, T: tl.constexpr):
-    """Return the coefficient of a scale from a coefficient or a norm in memory, in float64."""
+    """Return a scale's coefficient in float64, from a tensor, a norm or the field VALUE."""
     coef_address = field(call_ptr, CLIP_COEF)
     norm_address = field(call_ptr, TOTAL_NORM)
     clip_coef = number(call_ptr, VALUE)

@@ -6,8 +6,8 @@ every target's address. Slots and groups are as in csrc/gpu_work.h: a tensor of 
 is cut into chunks, a group of eight slots each; a smaller one takes a slot, and up to eight that
 follow one another share a group.
 
-A kernel takes the words' address as its only argument: nothing about a list can make Triton compile
-a kernel anew, and a launch costs the host the same for every list.
+A kernel's only argument is the address of the words, so that no list makes Triton compile a kernel
+again, and a launch costs the host the same for every list.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ GROUPS = tl.constexpr(3)
 PARTIALS = tl.constexpr(4)  # float64, one for each group
 SUMS = tl.constexpr(5)  # float64, one for each tensor
 NORM_TYPE = tl.constexpr(6)  # a number
-FOUND_INF = tl.constexpr(7)  # float32: set where an element is inf or NaN: nothing is written then
+FOUND_INF = tl.constexpr(7)  # float32: set if an element is inf or NaN; then nothing is written
 TOTAL = tl.constexpr(8)  # float64: all partials combined, no root
 TOTAL_NORM = tl.constexpr(9)  # this and the next two: float32, or float64 if IS_FLOAT64
 CLIP_COEF = tl.constexpr(10)
 MAX_NORM_TENSOR = tl.constexpr(11)  # where 0, MAX_NORM counts
 MAX_NORM = tl.constexpr(12)  # a number
-INV_SCALE = tl.constexpr(13)  # float32: gradients count and are written as multiples of it
+INV_SCALE = tl.constexpr(13)  # float32: what gradients are multiplied by
 IS_FLOAT64 = tl.constexpr(14)  # also set for a scale by a number: its product is float64
 ERROR_IF_NONFINITE = tl.constexpr(15)  # leave the gradients alone when total_norm is not finite
 COEFS = tl.constexpr(16)  # one for each tensor, as TOTAL_NORM
 VALUE = tl.constexpr(17)  # a number: the coefficient of a scale, the limit of a clamp
 FIELDS = tl.constexpr(18)
 
-# A dtype's code, as in csrc/tensor_list.h, is the index here, and its bit in a mix.
+# A dtype's index here is its code, as in csrc/tensor_list.h, and its bit in a mix.
 DTYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)
 CODES = tl.constexpr(len(DTYPES))
 CODE_BITS = tl.constexpr(2)
@@ -44,7 +44,7 @@ SIZES = tl.constexpr(sum(t.primitive_bitwidth // 8 << 4 * code for code, t in en
 
 SLOTS = tl.constexpr(8)  # in a group
 VECTOR_BYTES = tl.constexpr(16)
-SMALL_BYTES = tl.constexpr(4096)  # packing.py says why not as many as the CUDA kernels
+SMALL_BYTES = tl.constexpr(4096)  # torch_list.py says why it is not kSmallBytes
 
 
 @triton.constexpr_function
@@ -85,7 +85,7 @@ def float32_at(address):
 
 @triton.jit
 def inv_scale_in(call_ptr, T: tl.constexpr):
-    """Return what gradients are multiples of, 1 where there is none."""
+    """Return inv_scale, 1 if there is none."""
     inv_scale = tl.full([], 1.0, T)
     inv_scale_address = field(call_ptr, INV_SCALE)
     if inv_scale_address != 0:
@@ -95,7 +95,7 @@ def inv_scale_in(call_ptr, T: tl.constexpr):
 
 @triton.jit
 def is_stopped(call_ptr):
-    """Return whether found_inf is set, by this call or before it: nothing may be written then."""
+    """Return whether found_inf is set, by this call or before it: nothing is written then."""
     found_inf = tl.full([], 0.0, tl.float32)
     found_inf_address = field(call_ptr, FOUND_INF)
     if found_inf_address != 0:
@@ -208,7 +208,7 @@ def tensors_of(call_ptr, tensors, tensor, slot):
 
 @triton.jit
 def chunk_of(call_ptr, tensors, tensor, slot):
-    """Return a tensor's address and packed count, and a slot's first byte and its elements."""
+    """Return a tensor's address and packed count, and the byte offset and elements of a chunk."""
     chunk_size = field(call_ptr, CHUNK_SIZE)
     address = tl.load(addresses(call_ptr) + tensor)
     packed = tl.load(packed_counts(call_ptr, tensors) + tensor)
