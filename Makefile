@@ -1,7 +1,7 @@
 # make demo | test | mutants | bench | gpu | lint | format | wheel | check-wheel | sanitize |
 #      aarch64 | clean
 #
-# Everything runs in .venv, which is made when it is not there. TORCH is the pip requirement of the
+# Everything runs in .venv, which is made if it does not exist. TORCH is the pip requirement of the
 # torch to run with: make test TORCH=torch==2.13.0
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ TORCH ?= torch
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Without isolation: the build uses the setuptools and the torch of .venv, and asks no index.
+# The build is not isolated: it uses the setuptools and the torch of .venv, and asks no index.
 PIP_INSTALL := $(BIN)/python -m pip install --no-build-isolation
 
 TORCH_STAMP := $(VENV)/.has-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
@@ -20,15 +20,16 @@ GPU_STAMPS := $(VENV)/.has-gpu-*
 GPU_REPORT ?= gpu-report
 SANITIZER ?= $(shell command -v compute-sanitizer 2> /dev/null)
 SANITIZED := $(VENV)/sanitized.txt
-# Before NumPy is installed torch warns of it, where one sentence is to stand alone.
+# torch warns when NumPy is missing; silence it so that only our message is printed.
 QUIETLY := -W ignore
 
-# A torch with CUDA is to be measured with CUDA kernels: to build without them must be asked for.
-# Expanded in a recipe alone, after torch is installed.
+# A torch with CUDA must be measured with CUDA kernels, unless FASTCLIP_BUILD asks for a build
+# without them. This may be expanded only in a recipe, after torch is installed.
 GPU_BUILD = $(or $(FASTCLIP_BUILD),$(shell $(BIN)/python bench/devices.py --build 2> /dev/null),auto)
 
-# Tests in two processes, and each file in one of them: what its tests share is made once. Threads
-# that wait sleep: a test may run beside another one's. pytest-benchmark would time nothing.
+# Tests run in two processes, all tests of a file in the same one, so that what they share is made
+# once. Waiting threads sleep, because two tests run at the same time. pytest-benchmark is off: it
+# would time nothing.
 PYTEST := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} bin/pytest -n 2 --dist loadfile \
 	--no-loadscope-reorder -p no:benchmark
 
@@ -38,12 +39,12 @@ CXX_SOURCES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -na
 
 .PHONY: demo test mutants bench gpu lint format wheel check-wheel sanitize aarch64 clean
 
-# By the console script: python -m would take the source tree's fastclip, which is not built. Threads
-# that wait are to sleep: where other programs keep the cores busy, spinning takes thrice the time.
+# This uses the console script: python -m would take the source tree's fastclip, which is not built.
+# Waiting threads sleep: if other programs keep the cores busy, spinning takes three times as long.
 demo: $(DEMO_STAMP)
 	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(BIN)/fastclip demo $(DEMO_FLAGS)
 
-# From .venv, not from here: the tests must see the installed package, not the source tree's.
+# Tests start in .venv, so that they import the installed package and not the source tree's.
 test: $(ALL_STAMP)
 	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 $(PYTEST) -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=results.xml $(PYTEST_FLAGS) $(CURDIR)/tests
@@ -52,7 +53,7 @@ test: $(ALL_STAMP)
 	$(BIN)/python tests/mutants/cuda_run.py
 	$(BIN)/python tests/mutants/triton_run.py
 
-# Faults planted in the CPU, CUDA and Triton sources: each must turn a test red.
+# Plants faults in the CPU, CUDA and Triton sources: each must turn a test red.
 mutants: $(ALL_STAMP)
 	$(BIN)/python tests/mutants/cpu_run.py
 	$(BIN)/python tests/mutants/cuda_run.py
@@ -61,9 +62,9 @@ mutants: $(ALL_STAMP)
 bench: $(ALL_STAMP)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
-# On a machine with a GPU: its tests, compute-sanitizer where that is installed, then all times and a
-# report of everything in GPU_REPORT. Whether there is a GPU is asked before anything is built. Tests
-# that fail do not keep the times from being taken: bench/gpu.py judges, and fails in the end.
+# On a machine with a GPU this runs its tests, compute-sanitizer if that is installed, and all
+# measurements, and writes a report of everything to GPU_REPORT. It looks for a GPU before it
+# builds. It measures even if tests fail; bench/gpu.py judges everything, and fails in the end.
 gpu: $(TORCH_STAMP)
 	@$(BIN)/python $(QUIETLY) bench/devices.py
 	rm -f $(VENV)/gpu.xml $(SANITIZED) $(addprefix $(GPU_REPORT)/report.,md png json)
@@ -74,7 +75,7 @@ gpu: $(TORCH_STAMP)
 	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py $(GPU_FLAGS) --out $(GPU_REPORT) \
 		--junit $(VENV)/gpu.xml --sanitizer $(SANITIZED)
 
-# On a machine with a GPU: its tests under each of compute-sanitizer's tools.
+# On a machine with a GPU this runs its tests under each of compute-sanitizer's tools.
 sanitize: $(TORCH_STAMP)
 	@$(BIN)/python $(QUIETLY) bench/devices.py
 	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
@@ -82,7 +83,7 @@ sanitize: $(TORCH_STAMP)
 
 RUN_SANITIZER = $(BIN)/python bench/sanitize.py --sanitizer "$(SANITIZER)" --out $(SANITIZED)
 
-# The CPU kernels for aarch64, run under qemu-user: the same bits as on this machine, or it fails.
+# Runs the CPU kernels for aarch64 under qemu-user; fails unless their bits are this machine's.
 aarch64:
 	tests/kernel_bits/run.sh aarch64
 
@@ -97,11 +98,11 @@ format: $(ALL_STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# In dist/, for the torch of .venv and labelled with it (build_support/label.py).
+# Builds a wheel in dist/, for the torch of .venv and labelled with it (build_support/label.py).
 wheel: $(TORCH_STAMP)
 	FASTCLIP_LABEL=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-# In a fresh environment with the same torch: doctor must pass and find what the wheel promises.
+# Installs the wheel in a fresh environment with the same torch, where doctor must pass.
 check-wheel: wheel
 	$(BIN)/python -m build_support.check_wheel \
 		"$$(ls -t dist/torch_fastclip-*.whl | head -n 1)"
@@ -112,13 +113,13 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One command for both, so that pip finds a setuptools that suits the build and torch alike.
+# One command installs both, so that pip finds a setuptools that suits the build and torch.
 $(TORCH_STAMP): | $(BIN)/python
 	$(BIN)/python -m pip install "$(TORCH)" "setuptools>=77.0.3"
 	rm -f $(VENV)/.has-*
 	touch $@
 
-# The others may build without CUDA kernels: after them, and in another mode, the GPU's is built anew.
+# This and the next may build without CUDA kernels: builds for the GPU are made again after them.
 $(DEMO_STAMP): $(TORCH_STAMP) $(SOURCES)
 	$(PIP_INSTALL) ".[demo]"
 	rm -f $(GPU_STAMPS)
@@ -129,8 +130,8 @@ $(ALL_STAMP): $(TORCH_STAMP) $(SOURCES)
 	rm -f $(GPU_STAMPS)
 	touch $@ $(DEMO_STAMP)
 
-# Without the extra of the tests, whose Triton would be written over the one of a torch for ROCm:
-# tests/cuda/test_gpu.py needs pytest and NumPy alone, which the benchmark brings.
+# The extra "test" is left out: its Triton would overwrite the one of a torch for ROCm.
+# tests/cuda/test_gpu.py needs only pytest and NumPy, which the extra "bench" brings.
 $(VENV)/.has-gpu-%: $(TORCH_STAMP) $(SOURCES)
 	FASTCLIP_BUILD=$* $(PIP_INSTALL) ".[bench]"
 	rm -f $(GPU_STAMPS)

@@ -1,4 +1,4 @@
-"""Check a wheel as its users get it: in a fresh environment, beside the torch of this one.
+"""Check a wheel as users get it: in a fresh environment with the torch of this one.
 
 ``python -m build_support.check_wheel dist/torch_fastclip-....whl`` makes a virtual environment,
 installs torch and the wheel into it, and runs ``fastclip doctor`` there.
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from fastclip.cli.doctor import Diagnosis
 
 NOT_INHERITED = ("FASTCLIP_", "PYTHON", "VIRTUAL_ENV")
-"""How the names of variables begin that would lead out of the fresh environment or change it."""
+"""Prefixes of variables that would lead out of the fresh environment or change it."""
 
 NO_KERNELS = "has no CUDA kernels"
-"""In what the extension answers where the kernels were left out."""
+"""A part of the extension's answer if the kernels were left out."""
 
 # Doctor asks this only where torch itself is built with CUDA.
 ASK_KERNELS = (
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(wheel: Path, requirement: str, place: Path) -> list[str]:
-    """Install ``requirement`` and the wheel into a fresh environment and say what is wrong there.
+    """Install ``requirement`` and the wheel into a fresh environment; return what is wrong there.
 
     Raises:
-        subprocess.CalledProcessError: something could not be installed or did not answer.
+        subprocess.CalledProcessError: something could not be installed, or a program failed.
     """
     record = read_record(wheel)
     environment = place / "environment"
@@ -66,10 +66,10 @@ def check(wheel: Path, requirement: str, place: Path) -> list[str]:
     venv.create(environment, with_pip=True)
     python = str(environment / "bin" / "python")
     _run(place, python, "-m", "pip", "install", "--quiet", requirement)
-    # Without an index: the wheel comes from its file, and all that it needs is there with torch.
+    # No index is needed: the wheel is a file, and torch brought all that it depends on.
     _run(place, python, "-m", "pip", "install", "--quiet", "--no-index", str(wheel))
     doctor = [str(environment / "bin" / "fastclip"), "doctor"]
-    # What doctor thinks is in the JSON that is judged; a user would see this.
+    # Doctor's JSON is judged below; this is the text that a user would see.
     print(_run(place, *doctor, may_fail=True), flush=True)
     diagnosis: Diagnosis = json.loads(_run(place, *doctor, "--json", may_fail=True))
     problems = judge(record, diagnosis)
@@ -106,7 +106,7 @@ def judge_kernels(reasons: Sequence[str]) -> list[str]:
 def _run(place: Path, *command: str, may_fail: bool = False) -> str:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_INHERITED)}
     done = subprocess.run(command, cwd=place, env=kept, capture_output=True, text=True, check=False)
-    # A doctor that finds something wrong says so; one that says nothing has crashed.
+    # If doctor finds something wrong it prints that; without output it has crashed.
     if done.returncode != 0 and not (may_fail and done.stdout):
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return done.stdout

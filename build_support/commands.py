@@ -43,7 +43,7 @@ class _BuildPy(build_py):
 
     def run(self) -> None:
         if not self.editable_mode:
-            # What an earlier build left here would go into the wheel.
+            # Files that an earlier build left here would go into the wheel.
             shutil.rmtree(Path(self.build_lib) / PACKAGE, ignore_errors=True)
         super().run()
         if self.build_plan.compiler is None:
@@ -76,7 +76,8 @@ class _BuildExt(build_ext):
         self.build_plan.write_info(output.parent, self.torch.version, facts_of(self.cuda))
 
     def _object_dir(self) -> Path:
-        # setuptools gives an editable install a temporary directory: each would compile it all.
+        # setuptools gives each editable install a new temporary directory, so each would compile
+        # everything.
         own = f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         return ROOT / "build" / own if self.editable_mode else Path(self.build_temp).resolve()
 
@@ -92,12 +93,12 @@ class _BuildExt(build_ext):
 
 
 class _EggInfo(egg_info):
-    """Settle the version: that of the sources, and behind it the label if it is asked for."""
+    """Set the version: that of the sources, followed by the label if it is asked for."""
 
     build_plan: Plan
 
     def finalize_options(self) -> None:
-        # An sdist is for every torch, and what is pure Python runs with every torch.
+        # An sdist and a pure Python wheel are for every torch.
         native = self.build_plan.compiler is not None and "sdist" not in self.distribution.commands
         if is_asked_for(os.environ) and native:
             torch = find_torch()

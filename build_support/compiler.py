@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-# g++ first: clang++ has an OpenMP runtime of its own and torch brings GCC's.
+# g++ comes first: clang++ uses its own OpenMP runtime, and torch brings GCC's.
 CANDIDATES = ("g++", "c++", "clang++")
 DEFAULT_JOBS = 2
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler, as a command, and what it says of itself."""
+    """A C++ compiler as a command, with the version that it reports."""
 
     command: tuple[str, ...]
     target: str
@@ -30,7 +30,7 @@ class Compiler:
 
     @property
     def targets_x86_64(self) -> bool:
-        """Tell whether the code it makes is for x86-64."""
+        """Return whether its code is for x86-64."""
         return self.target.startswith(("x86_64", "amd64"))
 
     @property
@@ -44,7 +44,7 @@ class Compiler:
 
     @property
     def description(self) -> str:
-        """Say which compiler it is, for build_info()."""
+        """Return the compiler's name and version, for build_info()."""
         threads = "" if self.openmp_flags else ", without OpenMP: one thread"
         return self.version + threads
 
@@ -56,7 +56,7 @@ class Job:
     source: Path
     output: Path
     command: tuple[str, ...]
-    # Anything else the object depends on that is no file of ours, such as torch's version.
+    # Anything else that the object depends on and that is no file of ours, such as torch's version.
     context: str
 
     @property
@@ -79,7 +79,7 @@ def find_compiler(environ: Mapping[str, str]) -> Compiler | None:
     """Return the compiler that CXX names, else the first of CANDIDATES, or None.
 
     Raises:
-        ValueError: CXX names a compiler that is not there, or it does not answer.
+        ValueError: CXX names a compiler that does not exist or does not answer.
     """
     named = shlex.split(environ.get("CXX", ""))
     if named and shutil.which(named[0], path=environ.get("PATH")) is None:
@@ -123,7 +123,7 @@ def job_count(environ: Mapping[str, str]) -> int:
 
 
 def is_current(job: Job) -> bool:
-    """Tell whether the job's object is there and newer than all it was made from."""
+    """Return whether the job's object exists and is newer than everything it was made from."""
     files = (job.output, job.depfile, job.signature_file)
     if not all(path.exists() for path in files):
         return False
@@ -143,7 +143,7 @@ def compile_all(jobs: Sequence[Job], at_once: int) -> list[Path]:
     """Compile what is not current, ``at_once`` files at a time, and return those sources.
 
     Raises:
-        subprocess.CalledProcessError: a compiler failed; what it said is on stderr.
+        subprocess.CalledProcessError: a compiler failed; its output is on stderr.
     """
     due = [job for job in jobs if not is_current(job)]
     with ThreadPoolExecutor(max_workers=at_once) as pool:
@@ -152,14 +152,14 @@ def compile_all(jobs: Sequence[Job], at_once: int) -> list[Path]:
             for future in running:
                 future.result()
         except subprocess.CalledProcessError:
-            # What waits would only delay the message.
+            # The jobs that still wait would only delay the message.
             pool.shutdown(cancel_futures=True)
             raise
     return [job.source for job in due]
 
 
 def _compile(job: Job) -> None:
-    # With its line end in one write: others of these write at the same time.
+    # The line and its end are one write, because other threads write at the same time.
     print(f"compiling {job.source.name}\n", end="", flush=True)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     job.signature_file.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The CUDA toolkit: where it is, what it can do, and whether and how the kernels are compiled.
 
-Kernels know no torch: they compile against a torch without CUDA, too, on a machine without a GPU.
+The kernels include no torch, so they also compile for a torch without CUDA, and without a GPU.
 """
 
 import os
@@ -19,10 +19,10 @@ from build_support.torch_on_disk import TorchOnDisk
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_HOME = Path("/usr/local/cuda")
 OLDEST_TOOLKIT = (12, 1)
-"""The first whose kernels may take 32,764 bytes of arguments."""
+"""The first release whose kernels may take 32,764 bytes of arguments."""
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-"""What is compiled for GPUs that are not there to be asked, as far as nvcc knows it."""
+"""What is compiled for GPUs of other machines, as far as nvcc knows it."""
 
 WAY_TO_KERNELS = (
     "to compile the CUDA kernels, install fastclip where a GPU can be seen, or with "
@@ -33,13 +33,14 @@ WAY_TO_KERNELS = (
 NVCC_FLAGS = (
     "-O3",
     "-std=c++17",
-    # A product that is added is rounded first unless the source says fma: the same bits from every
-    # compiler.
+    # A product is rounded before it is added, unless the source says fma, so that every compiler
+    # gives the same bits.
     "--fmad=false",
     "--expt-relaxed-constexpr",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
 )
-# A second runtime besides torch's own is no harm, a missing one would be: linked in, and hidden.
+# The runtime is linked in and hidden: a second one besides torch's does no harm, a missing one
+# would.
 LINK_FLAGS = ("-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL")
 
 
@@ -78,7 +79,7 @@ class CudaBuild:
 
     toolkit: Toolkit
     codes: tuple[str, ...]
-    """What nvcc makes: "sm_90" is machine code, "compute_120" PTX for GPUs to come."""
+    """The code that nvcc makes: "sm_90" is machine code, "compute_120" is PTX for newer GPUs."""
 
 
 def find_toolkit(environ: Mapping[str, str] = os.environ) -> Toolkit | None:
@@ -99,7 +100,7 @@ def find_toolkit(environ: Mapping[str, str] = os.environ) -> Toolkit | None:
 
 
 def _home_of(nvcc: Path) -> Path:
-    """Ask nvcc where it lies: what is on PATH may be a script that calls it."""
+    """Ask nvcc for its own path, because the file on PATH may be a script that calls it."""
     done = subprocess.run(
         [str(nvcc), "--dryrun", "-c", "-x", "cu", os.devnull],
         capture_output=True,
@@ -128,7 +129,7 @@ def _answer(nvcc: Path, flag: str) -> str:
 def choose_cuda(mode: str, torch: TorchOnDisk, environ: Mapping[str, str]) -> CudaBuild | str:
     """Decide whether the kernels are compiled; a str says why not.
 
-    Mode "cuda" takes a torch without CUDA, too; "auto" would then build what nobody can use.
+    Mode "cuda" accepts a torch without CUDA. Mode "auto" does not: nobody could use the kernels.
 
     Raises:
         ValueError: TORCH_CUDA_ARCH_LIST cannot be used.
@@ -142,7 +143,7 @@ def choose_cuda(mode: str, torch: TorchOnDisk, environ: Mapping[str, str]) -> Cu
     try:
         toolkit = find_toolkit(environ)
     except (OSError, ValueError) as error:
-        # Left behind by another toolkit, as is common on clusters.
+        # The variable may be left over from another toolkit, as is common on clusters.
         return str(error)
     if toolkit is None:
         return f"no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, {DEFAULT_HOME})"
@@ -163,11 +164,12 @@ def _misfit(toolkit: Toolkit, torch: TorchOnDisk) -> str | None:
 
 
 def choose_codes(mode: str, toolkit: Toolkit, environ: Mapping[str, str]) -> tuple[str, ...] | str:
-    """Return what to compile for; a str says why nothing.
+    """Return what to compile for; a str says why there is nothing.
 
     It is what TORCH_CUDA_ARCH_LIST names, or ARCHITECTURES in a wheel for others, or else the GPUs
-    of this machine. Without one that can be compiled for it is ARCHITECTURES in mode "cuda", and
-    in mode "auto" nothing: minutes would go into kernels that cannot run here.
+    of this machine. If the machine has none that can be compiled for, it is ARCHITECTURES in mode
+    "cuda". In mode "auto" it is nothing, because compiling kernels that cannot run here would take
+    minutes.
 
     Raises:
         ValueError: TORCH_CUDA_ARCH_LIST names what torch or nvcc does not know.
@@ -175,7 +177,7 @@ def choose_codes(mode: str, toolkit: Toolkit, environ: Mapping[str, str]) -> tup
     listed = environ.get("TORCH_CUDA_ARCH_LIST", "")
     if listed not in ("", "native"):
         return _listed_codes(listed, toolkit)
-    # Not the GPUs of this machine, which the wheel's name does not tell.
+    # The wheel's name does not show the GPUs of this machine, so they do not count.
     if is_asked_for(environ):
         return _codes_for_all(toolkit)
     gpus = find_gpus(environ)
@@ -195,10 +197,10 @@ def choose_codes(mode: str, toolkit: Toolkit, environ: Mapping[str, str]) -> tup
 
 
 def codes_for(gpus: Sequence[int], toolkit: Toolkit) -> tuple[str, ...]:
-    """Return what runs on GPUs of these compute capabilities, as far as nvcc knows how.
+    """Return the code to compile for GPUs of these compute capabilities, as far as nvcc can.
 
     A GPU that nvcc does not know gets PTX of the highest below it, which its driver compiles. PTX
-    of the highest of all comes for no time, and newer GPUs can run it.
+    of the highest is added, because it takes no time and newer GPUs can run it.
     """
     known = _usable(toolkit)
     below = [{number for number in known if number < gpu} for gpu in gpus if gpu not in known]
@@ -248,7 +250,7 @@ def _listed_codes(listed: str, toolkit: Toolkit) -> tuple[str, ...]:
 def nvcc_command(
     toolkit: Toolkit, source: Path, codes: Sequence[str], compiler: Compiler | None = None
 ) -> list[str]:
-    """Return the command that compiles a kernel file, less its output."""
+    """Return the command that compiles a kernel file, without its output."""
     gencode = [f"-gencode=arch={code.replace('sm_', 'compute_')},code={code}" for code in codes]
     host = [] if compiler is None else [f"-ccbin={compiler.command[0]}"]
     include = f"-I{ROOT / 'csrc'}"

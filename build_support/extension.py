@@ -13,8 +13,8 @@ from build_support.plan import ROOT, WAY_OUT, X86_FLAGS, BuildError, CudaFacts, 
 from build_support.torch_on_disk import TorchOnDisk
 
 DEFAULT_FLAGS = ("-O3", "-g0", "-Wall", "-Wextra")
-# After the user's flags. Contraction would change the bits from one instruction set to the next,
-# errno keeps a loop over square roots scalar, and a visible symbol could be bound to another
+# These come after the user's flags. Contraction would make the bits depend on the instruction set,
+# errno would keep a loop over square roots scalar, and a visible symbol could be bound to another
 # library's.
 FIXED_FLAGS = (
     "-fPIC",
@@ -23,7 +23,7 @@ FIXED_FLAGS = (
     "-fvisibility=hidden",
     "-fvisibility-inlines-hidden",
 )
-# torch 2.13's headers ask for C++20 and 2.10's compile as it; the kernels need no more than 17.
+# torch 2.13's headers need C++20, and 2.10's accept it; the kernels need only C++17.
 BINDING_STANDARD = "-std=c++20"
 KERNEL_STANDARD = "-std=c++17"
 CPU_WAY_OUT = (
@@ -38,7 +38,7 @@ def user_flags(environ: Mapping[str, str], *names: str) -> list[str]:
 
 
 def kernel_flags(compiler: Compiler, source: Path) -> list[str]:
-    """Return the flags of a source in csrc/cpu, which knows neither torch nor Python."""
+    """Return the flags of a source in csrc/cpu, which includes neither torch nor Python."""
     instruction_set = source.stem.removeprefix("kernels_")
     extra = X86_FLAGS.get(instruction_set, ()) if compiler.targets_x86_64 else ()
     return [KERNEL_STANDARD, *extra]
@@ -46,12 +46,12 @@ def kernel_flags(compiler: Compiler, source: Path) -> list[str]:
 
 def binding_flags(compiler: Compiler, torch: TorchOnDisk) -> list[str]:
     """Return the flags of a source that includes torch."""
-    # As system headers, so that torch's own warnings do not drown ours.
+    # They count as system headers, so that torch's warnings do not hide ours.
     python_dir = Path(sysconfig.get_path("include"))
     includes = [f"-isystem{path}" for path in (*torch.include_dirs, python_dir)]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}"
     flags = [BINDING_STANDARD, *compiler.openmp_flags, "-DTORCH_EXTENSION_NAME=_C", abi, *includes]
-    # torch's directories may lie in ROOT: the compiler takes the last of the maps that fit.
+    # torch's directories may lie in ROOT, and the compiler takes the last map that fits.
     maps = [prefix_map(path, "torch/include") for path in torch.include_dirs]
     return [*flags, *maps, prefix_map(python_dir, "python/include")]
 
@@ -59,7 +59,7 @@ def binding_flags(compiler: Compiler, torch: TorchOnDisk) -> list[str]:
 def prefix_map(directory: Path, name: str) -> str:
     """Return the flag that lets messages name a directory as ``name``.
 
-    Messages of torch's macros hold __FILE__: a wheel should not tell where it was built.
+    Messages of torch's macros contain __FILE__, and a wheel should not show where it was built.
     """
     return f"-ffile-prefix-map={directory}={name}"
 
@@ -67,7 +67,7 @@ def prefix_map(directory: Path, name: str) -> str:
 def compile_command(
     compiler: Compiler, source: Path, flags: list[str], environ: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """Return the command that compiles ``source``, less its output."""
+    """Return the command that compiles ``source``, without its output."""
     return [
         *compiler.command,
         *DEFAULT_FLAGS,
@@ -100,14 +100,14 @@ def decide_cuda(
 
 
 def describe_choice(choice: CudaBuild | str) -> str:
-    """Return the line that tells who installs what is compiled, and if need be how to get more."""
+    """Return the line that tells users what is compiled and, if need be, how to get more."""
     if isinstance(choice, str):
         return f"building without CUDA kernels: {choice}"
     return f"building CUDA kernels for {', '.join(choice.codes)}"
 
 
 def facts_of(choice: CudaBuild | str) -> CudaFacts:
-    """Return what the record says of a choice."""
+    """Return the record's entries for a choice."""
     if isinstance(choice, str):
         return CudaFacts(reason=choice)
     return CudaFacts(release=choice.toolkit.release, codes=list(choice.codes))
@@ -152,7 +152,7 @@ def _job(
     object_dir: Path,
     cuda: CudaBuild | None,
 ) -> Job:
-    # -MMD leaves system headers out: the versions stand for them.
+    # -MMD leaves system headers out, so versions stand for them.
     context = compiler.version
     if source.suffix == ".cu":
         if cuda is None:
@@ -181,7 +181,7 @@ def link(
 ) -> None:
     """Link the objects, without a run path: torch is imported, hence loaded, before fastclip._C.
 
-    Nor with -fopenmp: the OpenMP calls are then bound to the runtime that libtorch_cpu itself has
+    There is no -fopenmp either, so that OpenMP calls are bound to the runtime that libtorch_cpu has
     loaded, whatever its file is called (wheels rename theirs), and there is never a second one.
     """
     print(f"linking {output}", flush=True)

@@ -1,9 +1,9 @@
-"""The GPUs of the machine that builds, as CUDA's driver library tells them.
+"""The GPUs of the building machine, as CUDA's driver library lists them.
 
-The driver is asked and not nvidia-smi: containers often lack that program, which knows nothing of
-CUDA_VISIBLE_DEVICES either. Nor is torch asked: one without CUDA, beside which the kernels can be
-built, knows no GPU. The question is put in a process apart, this file run as a program, so that
-the build outlives a driver that crashes or hangs. No context is made.
+The driver is asked rather than nvidia-smi, which containers often lack and which ignores
+CUDA_VISIBLE_DEVICES, and rather than torch, because kernels can be built for a torch without CUDA,
+which knows no GPU. Another process asks, with this file as its program, so that the build survives
+a driver that crashes or hangs. No context is made.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 DRIVER = "libcuda.so.1"
 TIMEOUT_S = 60
-"""A driver that is loaded only now may take seconds for each GPU."""
+"""A driver that has to load first may take seconds for each GPU."""
 
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE."""
@@ -28,10 +28,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 def find_gpus(environ: Mapping[str, str]) -> list[int] | str:
     """Return the compute capabilities of the GPUs that CUDA sees, such as 90, each once.
 
-    A str says why there is none. CUDA_VISIBLE_DEVICES is left to the driver, which reads it as it
-    will when fastclip runs.
+    A str says why there is none. The driver itself reads CUDA_VISIBLE_DEVICES, as it will when
+    fastclip runs.
     """
-    # Isolated, and without site-packages: nothing but the standard library is needed.
+    # Python runs isolated and without site-packages: only the standard library is needed.
     command = [sys.executable, "-I", "-S", __file__]
     try:
         done = subprocess.run(
@@ -49,7 +49,7 @@ def find_gpus(environ: Mapping[str, str]) -> list[int] | str:
     if done.returncode > 0:
         said = done.stderr.strip().splitlines()
         return said[-1] if said else f"{__file__} failed with status {done.returncode}"
-    # The last line: a driver may have said something before it.
+    # The answer is the last line: a driver may print something before it.
     return sorted({int(number) for number in done.stdout.splitlines()[-1].split()})
 
 

@@ -1,4 +1,4 @@
-"""The label behind a wheel's version: the torch that it is for and the kernels that are in it.
+"""The label after a wheel's version: which torch it is for and which kernels it holds.
 
 A wheel's tags name the Python and the platform, but know nothing of torch. The label is a local
 version (PEP 440), so that wheels for several torches may lie in one directory, and pip's list and
@@ -14,7 +14,7 @@ CHOICES = {"": False, "0": False, "1": True}
 
 
 def is_asked_for(environ: Mapping[str, str]) -> bool:
-    """Tell whether the version is to carry the label.
+    """Return whether the version gets the label.
 
     Raises:
         BuildError: the variable is neither 0 nor 1.
@@ -29,7 +29,7 @@ def local_version(torch_version: str, cuda: CudaFacts) -> str:
     """Return the label, such as "torch2.13.cu130", or "torch2.13.cpu" without CUDA kernels.
 
     torch keeps its C++ interface within one major.minor, and the CUDA release is that of the
-    runtime which is linked in.
+    runtime that is linked in.
     """
     minor = ".".join(torch_version.split(".")[:2])
     kernels = "cpu" if cuda.release is None else f"cu{cuda.release.replace('.', '')}"

@@ -1,7 +1,7 @@
 """What to build, decided from FASTCLIP_BUILD, the system and the compiler, without torch.
 
 torch is looked for when the extension is compiled (torch_on_disk.py), not here: an sdist and the
-package's metadata must build where there is none.
+package's metadata must build without torch.
 """
 
 import json
@@ -35,7 +35,7 @@ class BuildError(BaseError):
 
 @dataclass(frozen=True)
 class CudaFacts:
-    """What a build says of its CUDA kernels: a release and codes, or the reason why none."""
+    """What is recorded of the CUDA kernels: a release and codes, or why there are none."""
 
     release: str | None = None
     codes: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class CudaFacts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What this run of setup.py builds: with a ``compiler`` native, else pure Python."""
+    """What this run of setup.py builds: with a ``compiler`` native code, else pure Python."""
 
     mode: str
     compiler: Compiler | None
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def extensions(self) -> list[Extension]:
-        """List the extension modules, for setuptools: the wheel's tag follows from them."""
+        """List the extension modules for setuptools, which derives the wheel's tag from them."""
         if self.compiler is None:
             return []
         sources = [str(path.relative_to(ROOT)) for path in self.sources(has_cuda=False)]

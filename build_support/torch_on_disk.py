@@ -1,4 +1,4 @@
-"""The torch that fastclip is built against: the one that it will run with."""
+"""The torch that fastclip is built against, which is the one that it will run with."""
 
 import importlib
 import importlib.util
@@ -23,20 +23,20 @@ If torch is installed, build isolation hides it: install torch and setuptools, t
 
 @dataclass(frozen=True)
 class TorchOnDisk:
-    """What the compiler and the linker need to know of a torch."""
+    """What the compiler and the linker need to know about a torch."""
 
     version: str
     include_dirs: tuple[Path, ...]
     library_dir: Path
     cxx11_abi: bool
     cuda: str | None = None
-    """The CUDA release that it is built with, None without."""
+    """The CUDA release that it is built with; None without CUDA."""
 
     hip: str | None = None
 
 
 def find_torch() -> TorchOnDisk:
-    """Import torch, from beyond pip's build isolation if need be, and say where it lies.
+    """Import torch, if need be from outside pip's build isolation, and return where it lies.
 
     Raises:
         BuildError: there is no torch, it does not import, or it is too old.
@@ -73,7 +73,8 @@ def hidden_directories() -> list[str]:
     directories = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
     in_virtual_environment = sys.prefix != sys.base_prefix
     if not in_virtual_environment or _sees_system_packages():
-        # A plain virtual environment does not read these: a torch in there is not its own.
+        # A plain virtual environment does not read these directories, so it cannot import a torch
+        # there.
         directories.append(site.getusersitepackages())
         directories.extend(site.getsitepackages([sys.base_prefix]))
     unique = dict.fromkeys(directories)

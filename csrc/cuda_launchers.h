@@ -80,7 +80,7 @@ struct CudaLaunchers {
   int (*clip)(const CudaList& list, const CudaSums& sums, const CudaResult& result, CudaMode mode,
               int device, void* stream);
 
-  // The first step of a norm alone, and the second without a rescale.
+  // The first step of a norm, and the second step without a rescale.
   int (*reduce)(const CudaList& list, const CudaSums& sums, int device, void* stream);
   int (*finish)(const CudaList& list, const CudaSums& sums, const CudaResult& result, int device,
                 void* stream);

@@ -41,9 +41,10 @@ constexpr int64_t kMinChunkSize = int64_t{1} << 14;
 constexpr int64_t kMaxChunkSize = int64_t{1} << 20;
 constexpr int64_t kMaxChunks = int64_t{1} << 14;
 
-// Chosen from the element count alone, never from the machine or the thread count, so that the
-// partials, and with them the bits of the norm, are the same everywhere. 16 Ki elements are enough
-// work to hide a call; past 16,384 chunks the table and the partials would begin to cost.
+// The choice depends only on the element count, not on the machine or the number of threads, so
+// that the partials, and with them the bits of the norm, are the same everywhere. 16 Ki elements
+// are enough work to hide a call; past 16,384 chunks the table and the partials would begin to
+// cost.
 constexpr int64_t choose_chunk_size(int64_t total_count) {
   int64_t chunk_size = kMinChunkSize;
   while (chunk_size < kMaxChunkSize && total_count / chunk_size > kMaxChunks) chunk_size *= 2;

@@ -220,7 +220,8 @@ def _named(parameters: NamedParameters) -> tuple[list[str], list[Tensor]]:
 
 
 def _is_parameter(value: object) -> bool:
-    # hasattr alone would read the `.grad` of a tensor that is no leaf, which warns.
+    # isinstance comes first: hasattr would read the `.grad` of a tensor that is no leaf, which
+    # warns.
     return isinstance(value, Tensor) or hasattr(value, "grad")
 
 

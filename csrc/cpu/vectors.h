@@ -1,5 +1,5 @@
 // Vectors of one instruction set, and how each dtype is read into and written from them.
-// Included by chunk_kernels.h alone, once per instruction set, with kVectorBytes set before it.
+// Included only by chunk_kernels.h, once per instruction set, with kVectorBytes set before it.
 //
 // Everything here has internal linkage and no C++ standard header is included: a weak symbol
 // compiled with -mavx512f could replace the baseline's copy at link time and crash on an older CPU.

@@ -1,5 +1,5 @@
-// The norm alone, in two launches: every group's partial; then, from all partials, the sum of each
-// tensor, total_norm and clip_coef.
+// The norm without a rescale, in two launches: every group's partial; then, from all partials, the
+// sum of each tensor, total_norm and clip_coef.
 #include "launch_kernel.cuh"
 
 namespace fastclip::device {

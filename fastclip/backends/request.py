@@ -159,7 +159,7 @@ class Norms:
 
     Attributes:
         total_norm: the norm before clipping, 0-dim, float32 or float64; None where the list has no
-            gradients. For DTensors alone a replicated DTensor.
+            gradients. For a list of DTensors only, a replicated DTensor.
     """
 
     __slots__ = ("_magnitude", "_remains", "total_norm")

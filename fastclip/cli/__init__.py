@@ -1,1 +1,1 @@
-"""The programs ``fastclip doctor`` and ``fastclip demo``; they use public names alone."""
+"""The programs ``fastclip doctor`` and ``fastclip demo``; they use only public names."""

@@ -62,7 +62,7 @@ def _draw_loss(axis: Axes, unclipped: Run, stock: Run, ours: Run) -> None:
 
 
 def _fate(unclipped: Run) -> str:
-    """Write on the chart how the run without clipping went on above the axis."""
+    """Return how the run without clipping went on above the axis, in words."""
     finite = [loss for loss in unclipped.loss if math.isfinite(loss)]
     text = f"no clipping: loss up to {max(finite):.3g}"
     return text if unclipped.end is None else f"{text}, not finite from step {unclipped.end} on"

@@ -14,14 +14,14 @@ from .demo_model import VOCABULARY, Gpt
 
 LEARNING_RATE = 1.0
 MOMENTUM = 0.9
-"""The learning rate of SGD. Adam would divide by the gradient's size and hide a missing clip."""
+"""The demo uses SGD: Adam would divide by the gradient's size and hide a missing clip."""
 
 MAX_NORM = 0.05
-"""At five times this, training grows a difference in a gradient's last bit to a tenth of the loss
-within 60 steps, and the distance from the float64 run would say nothing about the clip."""
+"""At five times this, a difference in a gradient's last bit grows to a tenth of the loss within 60
+steps, so that the distance from the float64 run would say nothing about the clip."""
 
 Clip = Callable[[list[Tensor]], Tensor | None]
-"""Clip the gradients of parameters in place and return total_norm; None where nothing is done."""
+"""Clips the gradients of parameters in place and returns total_norm, or None if it does nothing."""
 
 FINAL_STEPS = 10
 """The final loss is the mean of this many: a single batch's differs by a tenth from the next."""

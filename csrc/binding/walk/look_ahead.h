@@ -1,4 +1,4 @@
-// How a walk over parameters follows the pointers from each to its gradient, ahead of time.
+// Prefetches, during a walk over parameters, what the walk will read a few parameters later.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -9,8 +9,8 @@
 
 namespace fastclip {
 
-// `.grad`, or nullptr. TensorImpl::grad() gives the same by way of two calls, which a walk over
-// many small gradients would feel.
+// Returns `.grad`, or nullptr. TensorImpl::grad() gives the same but makes two calls, whose time
+// shows in a walk over many small gradients.
 inline const at::Tensor* grad_of(const c10::TensorImpl* impl) {
   const auto* const meta = static_cast<const torch::autograd::AutogradMeta*>(impl->autograd_meta());
   return meta != nullptr && meta->grad_.defined() ? &meta->grad_ : nullptr;
@@ -21,9 +21,12 @@ inline c10::TensorImpl* plain_impl(PyObject* object) {
   return is_plain ? THPVariable_Unpack(object).unsafeGetTensorImpl() : nullptr;
 }
 
-// Asks the memory for what a walk over parameters will read a few steps later. From a parameter to
-// its gradient's data the walk follows five pointers, and a list whose objects lie scattered would
-// wait for each of them.
+// From a parameter to its gradient's data the walk follows five pointers, and would wait for memory
+// at each of them if the objects lie scattered. This reads torch's private AutogradMeta for its
+// speed: with scattered objects, caches evicted before each call and one thread, clip_grad_norm_
+// without a write took 145 us instead of 164 for 148 parameters of 16 float32, 213 us instead of
+// 377 for 1,000, and 3.3 ms instead of 7.4 for 10,000 (medians of 390, 390 and 290 calls; AMD EPYC,
+// Zen 5, with other programs running, 2026-11-28).
 class LookAhead {
  public:
   // `object_at(i)` is the parameter that the walk comes to at step i, nullptr after the last.
@@ -47,7 +50,7 @@ class LookAhead {
     }
   }
 
-  // Python code has run, which may have replaced any tensor.
+  // Drops all pointers after Python code has run, which may have replaced any tensor.
   void forget() { reached_.fill(nullptr); }
 
  private:
@@ -67,7 +70,8 @@ class LookAhead {
   }
 
   // How far each parameter has been followed: its TensorImpl, then its AutogradMeta, then its
-  // gradient's TensorImpl. Borrowed: the walk holds the GIL, and nothing goes while no Python runs.
+  // gradient's TensorImpl. The pointers are borrowed: the walk holds the GIL, and no object is
+  // freed while no Python runs.
   std::array<const void*, kSlots> reached_{};
 };
 

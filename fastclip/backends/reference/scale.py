@@ -42,7 +42,7 @@ class Elements(NamedTuple):
             torch.autograd.graph.increment_version(self.wrappers)
 
     def without_versions(self) -> Elements:
-        """Return tensors over the same memory with versions of their own."""
+        """Return tensors over the same memory whose versions are separate."""
         return _elements([t.data if are_plain([t]) else t for t in self.written], [])
 
 

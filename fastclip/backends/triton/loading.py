@@ -59,7 +59,7 @@ def _launches_on(device: torch.device) -> Launches:
 
 
 def gpu_reasons() -> list[str]:
-    """Say why kernels cannot run on torch's current GPU; empty when they can."""
+    """Return why kernels cannot run on torch's current GPU; empty when they can."""
     if not _has_gpu():
         return [NO_GPU]
     reason = _why_gpu_cannot(torch.cuda.current_device())
@@ -67,7 +67,7 @@ def gpu_reasons() -> list[str]:
 
 
 def import_reasons() -> tuple[str, ...]:
-    """Import triton and the kernels once; say why they cannot be used; empty when they can."""
+    """Import triton and the kernels once; return why they cannot be used; empty when they can."""
     reasons = _import_reasons()
     if reasons:
         return reasons
@@ -120,7 +120,7 @@ def _without_kernels(reasons: Sequence[str]) -> RefusedError:
 
 
 def _why_gpu_cannot(index: int) -> str | None:
-    """Say why kernels cannot run on a GPU, or nothing. Asked once, unless that may change."""
+    """Return why kernels cannot run on a GPU, or None; try it once, unless that may change."""
     if index in ANSWERS.usable:
         return None
     if index in ANSWERS.unusable:

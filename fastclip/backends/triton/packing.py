@@ -55,7 +55,7 @@ class PackedList(Protocol):
 
         Raises:
             ValueError: they are not one for each tensor, of its dtype, shape, strides and device,
-                in memory of their own.
+                in memory that nothing else shares.
         """
         ...
 

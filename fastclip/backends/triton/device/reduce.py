@@ -250,8 +250,7 @@ def as_magnitude(bits):
 def edges_of(head, tail, LANES: tl.constexpr):
     """Return the offsets of the elements before and after a chunk's 16-byte vectors.
 
-    Two times EDGE lanes are enough. If there are more, the rest lies beyond the tail, outside the
-        chunk.
+    Two times EDGE lanes are enough. The rest lies beyond the chunk.
     """
     lane = tl.arange(0, LANES)
     return tl.where(lane < EDGE, lane, tail + lane - EDGE), (lane >= EDGE) | (lane < head)
