@@ -26,7 +26,7 @@ QUIET_NAN_ONLY = 0x7F800001
 
 
 def written(grad: Tensor) -> bool:
-    """Say whether anything wrote to a gradient whose first element is a signalling NaN."""
+    """Return whether anything wrote to a gradient whose first element is a signalling NaN."""
     return grad.view(torch.int32)[0].item() != QUIET_NAN_ONLY
 
 

@@ -23,7 +23,7 @@ FREE_BYTES_NEEDED = 12e9
 
 
 class Marked(Tensor):
-    """A subclass without data of its own."""
+    """A subclass that holds no data itself."""
 
 
 def test_complex_gradients_are_clipped(any_tensor_backend: str | None) -> None:

@@ -41,10 +41,10 @@ def test_an_unknown_mode_raises_and_changes_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def test_native_clips_are_fused_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[bool] = []
+    modes: list[bool] = []
 
     def clip(_: ClipRequest, is_fused: bool) -> torch.Tensor:
-        told.append(is_fused)
+        modes.append(is_fused)
         return torch.tensor(0.0)
 
     bound = SimpleNamespace(clip=clip)
@@ -55,4 +55,4 @@ def test_native_clips_are_fused_where_that_is_asked_for(monkeypatch: pytest.Monk
         if mode is not None:
             fastclip.set_clip_mode(mode)
         fastclip.clip_grad_norm_([torch.ones(2, requires_grad=True)], 1.0)
-    assert told == [False, True, False, True, False]
+    assert modes == [False, True, False, True, False]

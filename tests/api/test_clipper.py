@@ -65,7 +65,7 @@ def test_clip_does_what_clip_grad_norm_does(
         expected = fastclip.clip_grad_norm_(clipped, max_norm, norm_type, backend=backend)
         clipper = GradClipper(held, max_norm, norm_type, backend=backend)
         norm = check_clip(clipper, held, max_norm)
-        # The reference backend sums tensor by tensor here, in an order that float64 alone shows.
+        # The reference backend sums tensor by tensor here, an order that shows only in float64.
         tolerance = 2.0**-50 if backend == "reference" and dtype == torch.float64 else 0.0
         torch.testing.assert_close(
             [norm, *grads_of(held)], [expected, *grads_of(clipped)], rtol=tolerance, atol=0.0

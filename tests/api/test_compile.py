@@ -17,7 +17,7 @@ from fastclip.backends import base, extension
 NOT_BUILT = (base.Reason(base.ReasonKind.CALL, "fastclip._C is not built"),)
 
 OUTSIDE = 0
-"""Nodes of the graphs that are left where nothing of a clip is traced."""
+"""The number of nodes in the graphs if nothing of a clip is traced."""
 
 Clip = Callable[[list[Tensor]], Tensor | None]
 
@@ -29,7 +29,7 @@ def some_parameters() -> list[Tensor]:
 
 
 def assert_same(actual: object, expected: object) -> None:
-    """Compare float64 as closely as sums in another order allow: all else is then equal."""
+    """Compare float64 as closely as sums in another order allow; nothing else may differ."""
     rtol = oracle.TOLERANCE[torch.float64]
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=0)
 

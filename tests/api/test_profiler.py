@@ -1,4 +1,4 @@
-"""A profile shows the package's calls: kernels of its own are no operations of torch's."""
+"""A profile shows the package's calls, because its kernels are no operations of torch."""
 
 import threading
 
@@ -14,7 +14,7 @@ from fastclip import GradClipper
 
 def profiling(config: _ExperimentalConfig | None = None) -> torch.profiler.profile:
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    # torch 2.10 warns of events that it drops unless it is told to keep them.
+    # torch 2.10 warns about the events that it drops, unless it is asked to keep them.
     return torch.profiler.profile(activities=cpu, experimental_config=config, acc_events=True)
 
 

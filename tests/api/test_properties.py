@@ -15,7 +15,8 @@ from torch import Tensor
 
 import fastclip
 
-# The same examples every time where a chance failure would only stop somebody else's work.
+# In CI the examples are always the same, because a chance failure would only stop somebody else's
+# work.
 IS_CHECK = "CI" in os.environ or "FASTCLIP_REQUIRE_NATIVE" in os.environ
 SETTINGS = settings(
     deadline=None,
@@ -72,7 +73,7 @@ class DescribedList:
 
     @property
     def may_be_refused(self) -> bool:
-        """Tell whether a backend with kernels may leave the list to another one."""
+        """Return whether a backend with kernels may leave the list to another one."""
         gaps = any(gradient.layout == "gaps" for gradient in self.gradients)
         return gaps or any(how in ("tail", "flat") for _, how in self.aliases)
 
@@ -141,7 +142,7 @@ def write(gradient: Tensor, values: oracle.Array) -> None:
 
 
 def same(got: Tensor, expected: Tensor) -> bool:
-    """Tell whether two tensors are equal, NaN where NaN is, the sign of zero included."""
+    """Return whether two tensors are equal; NaN equals NaN, and -0.0 does not equal 0.0."""
     held = ~expected.isnan()
     values = torch.equal(got.isnan(), expected.isnan()) and torch.equal(got[held], expected[held])
     return values and torch.equal(got[held].signbit(), expected[held].signbit())
@@ -152,7 +153,7 @@ def all_same(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 
 def was_refused(error: RuntimeError, described: DescribedList, backend: str | None) -> bool:
-    """Tell whether this is a refusal of a list that a backend with kernels may refuse."""
+    """Return whether this refuses a list that a backend with kernels may refuse."""
     refusal = f'backend "{backend}" cannot run this' in str(error)
     return refusal and backend in ("native", "triton") and described.may_be_refused
 

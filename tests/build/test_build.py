@@ -286,7 +286,8 @@ def test_the_extension_is_stripped_and_borrows_torchs_libraries() -> None:
     read = ["readelf", "--dynamic", "--sections", "--wide", str(library)]
     shown = subprocess.run(read, check=True, capture_output=True, text=True).stdout
     assert "libtorch_cpu.so" in shown
-    # Its own libgomp could be a second thread pool; a run path could lead to another torch.
+    # A libgomp of the extension could be a second thread pool; a run path could lead to another
+    # torch.
     assert not re.findall(r"RPATH|RUNPATH|libgomp|\.symtab|\.debug", shown)
 
 

@@ -28,7 +28,7 @@ def fake_compiler(path: Path, macros: str) -> Path:
 
 
 def compile_jobs(folder: Path, *extra: str, context: str = "") -> list[str]:
-    """Compile a.cpp and b.cpp of ``folder`` and return the names of those that were due."""
+    """Compile a.cpp and b.cpp of ``folder`` and return the names of those that were compiled."""
     jobs = []
     for name in ("a", "b"):
         source, output = folder / f"{name}.cpp", folder / "objects" / f"{name}.o"

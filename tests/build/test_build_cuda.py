@@ -102,7 +102,7 @@ def test_no_toolkit_and_rocm_are_reasons(
     ("mode", "built_with"), [("auto", "13.2"), ("cuda", "13.0"), ("cuda", None)]
 )
 def test_kernels_are_built(tmp_path: Path, mode: str, built_with: str | None) -> None:
-    # For others: which GPUs this machine has makes no difference.
+    # In a wheel for others, the GPUs of this machine make no difference.
     environ = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda")), "FASTCLIP_LABEL": "1"}
     choice = extension.decide_cuda(planned(mode), torch(built_with), environ)
     assert not isinstance(choice, str)

@@ -1,4 +1,4 @@
-"""What the CUDA kernels are compiled for: the GPUs that are there, or all where that is asked."""
+"""What the CUDA kernels are compiled for: the machine's GPUs, or all if that is asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, as
 
 KNOWN = (75, 80, 90, 100, 110)
 ALL = ("sm_75", "sm_80", "sm_90", "sm_100", "compute_100")
-"""What is compiled for GPUs that are not there, by an nvcc which knows KNOWN."""
+"""What an nvcc that knows KNOWN compiles for GPUs of other machines."""
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,12 @@ def test_what_a_driver_says_is_no_gpu(driver: str) -> None:
     [
         ([90], ("sm_90", "compute_90")),
         ([90, 90, 75], ("sm_75", "sm_90", "compute_90")),
-        # Unknown to nvcc: PTX of the highest that it knows below.
+        # nvcc does not know this one, so it gets PTX of the highest below it.
         ([120], ("compute_110",)),
         ([86], ("compute_80",)),
         ([86, 90], ("sm_90", "compute_80", "compute_90")),
         ([90, 120], ("sm_90", "compute_110")),
-        # Too old for any code: the others are served.
+        # This one is too old for any code; the others get theirs.
         ([70, 90], ("sm_90", "compute_90")),
     ],
 )
@@ -126,7 +126,7 @@ def test_the_gpus_that_are_there_are_compiled_for(
 
 
 def test_kernels_are_for_no_gpu_older_than_they_were_made_for(driver: str) -> None:
-    # An nvcc that would compile for one.
+    # This nvcc would compile for one of them.
     toolkit = cuda.Toolkit(Path(), "12.8", (50, 60, 70, *KNOWN))
     reason = cuda.choose_codes("auto", toolkit, beside(driver, 70, 61))
     assert isinstance(reason, str)
@@ -172,7 +172,8 @@ def test_native_names_the_gpus_that_are_there(driver: str) -> None:
     assert "no GPU was found" in chosen(beside(driver, TORCH_CUDA_ARCH_LIST="native"))
 
 
-# A torch with CUDA, whichever runs the tests: setup.py runs in the process that the hook runs in.
+# setup.py runs in the hook's process, so this gives it a torch with CUDA, whichever torch runs the
+# tests.
 WITH_CUDA = f"import torch; torch.version.cuda = '13.0'; torch.version.hip = None; {HOOK}"
 
 

@@ -1,4 +1,4 @@
-"""fastclip._build: the record read back, and what a torch of another version is told."""
+"""fastclip._build: the record read back, and the answer to a torch of another version."""
 
 import json
 from importlib import metadata
@@ -89,7 +89,7 @@ FILE = "file:///gone/torch_fastclip-0.1.0-cp311-cp311-linux_x86_64.whl"
         ({"url": FILE.replace("file:///gone", "https://example.org")}, LABELLED, True),
         (None, LABELLED, True),
         (None, fastclip.__version__, False),
-        # Built with a label from sources that are there: pip can build them again.
+        # This was built with a label from sources that are there, so pip can build them again.
         ({"url": "file:///checkout", "dir_info": {}}, LABELLED, False),
     ],
 )

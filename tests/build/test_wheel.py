@@ -1,6 +1,6 @@
 """The wheel that is given to others: its name, its files, its metadata, and a torch that differs.
 
-The compiler of most of these builds writes a line of text for an object: they take no time, and a
+The compiler of most of these builds writes a line of text as an object, so they take no time, and a
 test that imported such an extension would fail.
 """
 
@@ -127,7 +127,8 @@ def test_a_wheel_asks_for_torch_alone(wheel: Path) -> None:
     assert about["Requires-Python"] == ">=3.10"
     assert set(about.get_all("Provides-Extra", [])) == {"bench", "demo", "lint", "test", "triton"}
     needs = about.get_all("Requires-Dist", [])
-    # Not the torch of the label: pip would replace the torch that is there without a question.
+    # The wheel must not require the torch of its label: pip would replace the installed torch
+    # without a question.
     assert [need for need in needs if "extra ==" not in need] == ["torch>=2.10"]
 
 
@@ -147,7 +148,7 @@ def test_the_extension_does_not_tell_where_it_was_built() -> None:
         assert str(directory).encode() not in held
 
 
-# A clip, and why it does not run on the extension, under a torch of another version.
+# Clips under a torch of another version, and prints why the extension does not run.
 ANOTHER_TORCH = """
 import torch
 torch.__version__ = "2.99.0+cu999"
@@ -168,7 +169,7 @@ def test_beside_another_torch_a_wheel_gives_the_reason(
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         subprocess.run([*pip, "--target", str(place), str(wheel)], check=True)
     else:
-        # As pip leaves what comes from an index: without a note of where it came from.
+        # For what comes from an index, pip leaves no note of where it came from.
         unpack(wheel, place)
     shown = run_python(ANOTHER_TORCH, cwd=tmp_path, environ={"PYTHONPATH": str(place)})
     assert shown.returncode == 0, shown.stderr
@@ -188,7 +189,7 @@ def test_beside_another_torch_a_wheel_gives_the_reason(
 def test_an_sdist_has_no_label_and_builds_the_same_wheel(
     tree: Path, environ: dict[str, str], wheel: Path, tmp_path: Path
 ) -> None:
-    # Where there is no torch.
+    # In this environment there is no torch.
     isolated = isolated_environment(tmp_path / "isolated")
     done = run_hook("build_sdist", tree, tmp_path, python=isolated, environ=environ)
     sdist = made(done, tmp_path)

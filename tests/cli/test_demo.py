@@ -1,4 +1,4 @@
-"""``fastclip demo``: a shorter run shows what the whole one shows, and failures are said."""
+"""``fastclip demo``: a shorter run shows what the whole one shows, and failures are reported."""
 
 import importlib.util
 import json
@@ -39,8 +39,8 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_unclipped_explodes_and_clipped_runs_learn(short_run: tuple[Path, str]) -> None:
-    told = json.loads((short_run[0] / "demo.json").read_text(encoding="utf-8"))
-    runs = {run["name"]: run for run in told["runs"]}
+    recorded = json.loads((short_run[0] / "demo.json").read_text(encoding="utf-8"))
+    runs = {run["name"]: run for run in recorded["runs"]}
     unclipped = runs["no clipping"]
     assert unclipped["final_loss"] is None or unclipped["final_loss"] > unclipped["initial_loss"]
     for name in ("torch.nn.utils", "fastclip", "float64 clip"):

@@ -35,7 +35,7 @@ def run_program(
 
 
 def check_automatic() -> BackendResult:
-    """Run the self-check on the automatic choice alone."""
+    """Run the self-check only on the automatic choice."""
     return check_backends([])[1][AUTOMATIC]
 
 
@@ -58,15 +58,15 @@ def test_doctor_says_ok(tmp_path: Path) -> None:
 def test_doctor_json(tmp_path: Path) -> None:
     done = run_program("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    assert told["ok"] is True
-    assert told["backends"] == fastclip.backend_report()
-    assert told["build"] == dict(fastclip.build_info())
-    assert told["instruction_set"] == fastclip.instruction_set()
-    assert told["self_check"]["tensors"] >= 200
-    assert set(told["self_check"]["calls"]) >= {AUTOMATIC, "reference"}
-    assert all(calls >= 300 for calls in told["self_check"]["calls"].values())
-    assert not any(told["self_check"]["differences"].values())
+    diagnosis = json.loads(done.stdout)
+    assert diagnosis["ok"] is True
+    assert diagnosis["backends"] == fastclip.backend_report()
+    assert diagnosis["build"] == dict(fastclip.build_info())
+    assert diagnosis["instruction_set"] == fastclip.instruction_set()
+    assert diagnosis["self_check"]["tensors"] >= 200
+    assert set(diagnosis["self_check"]["calls"]) >= {AUTOMATIC, "reference"}
+    assert all(calls >= 300 for calls in diagnosis["self_check"]["calls"].values())
+    assert not any(diagnosis["self_check"]["differences"].values())
 
 
 def test_wrong_scale_fails_the_self_check(
@@ -91,14 +91,14 @@ def test_wrong_scale_fails_the_self_check(
 
     monkeypatch.setattr(fastclip, "clip_grad_norm_", wrong)
     assert main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    differences = told["self_check"]["differences"]
+    diagnosis = json.loads(capsys.readouterr().out)
+    differences = diagnosis["self_check"]["differences"]
     assert [name for name in differences if differences[name]] == ["reference"]
     for found in differences["reference"]:
         assert "p = 3" in found["call"]
         assert "gradient" in found["what"]
         assert abs(float(found["got"]) / float(found["expected"]) - 1.0) > 2.0**-7
-    text = "\n".join(describe(told))
+    text = "\n".join(describe(diagnosis))
     assert "WRONG" in text
     assert differences["reference"][0]["expected"] in text
     assert differences["reference"][0]["got"] in text
@@ -226,12 +226,12 @@ def test_unknown_instruction_set_is_said_in_words(tmp_path: Path) -> None:
         assert "FASTCLIP_ISA" in done.stdout
         assert "nonsense" in done.stdout
         assert "Traceback" not in done.stderr
-    told = json.loads(done.stdout)
-    assert told["ok"] is False
-    assert len(told["problems"]) == 1
+    diagnosis = json.loads(done.stdout)
+    assert diagnosis["ok"] is False
+    assert len(diagnosis["problems"]) == 1
     demo = run_program("demo", cwd=tmp_path, environment={"FASTCLIP_ISA": "nonsense"})
     assert demo.returncode == 2
-    assert demo.stderr.splitlines() == [f"demo: {told['problems'][0]}"]
+    assert demo.stderr.splitlines() == [f"demo: {diagnosis['problems'][0]}"]
 
 
 def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

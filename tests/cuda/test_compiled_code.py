@@ -1,4 +1,4 @@
-"""The compiled kernels keep the design's static targets, and the document says what they are."""
+"""The compiled kernels meet the design's static targets, and the document describes them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_hot_loops_load_and_store_16_bytes(compiled: list[Compiled], architectur
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_accesses_are_global(compiled: list[Compiled], architecture: str) -> None:
     for kernel in kernels(compiled, architecture):
-        # The grid sync's own poll is the one generic load.
+        # The poll of the grid sync is the only generic load.
         allowed = ["LD.E.STRONG.GPU"] if kernel.name.startswith("clip_kernel") else []
         assert kernel.generic == allowed, kernel.name
 

@@ -50,7 +50,7 @@ def test_the_other_functions_take_several_devices(emulated: Emulated, devices: l
         assert oracle.equal(grad, oracle.clamped(old, 1e-3))
 
 
-# Devices that no other test takes: what a device can run is asked once.
+# No other test takes these devices: what a device can run is asked once.
 @pytest.mark.parametrize("devices", ([5], [6, 8], [CPU, 9]), ids=str)
 def test_no_other_device_is_used(emulated: Emulated, devices: list[int]) -> None:
     emulated.machine(devices=10)

@@ -47,7 +47,7 @@ FEW = (
     *("table_clip", "capture_and_replay", "clip_close_to_one", "count_backwards"),
     *("unscale_sources", "unscale_and_clamp_limits", "count_unscaled_clamp", "norm_of_a_total"),
 )
-# Little depends on an order of threads here.
+# Here little depends on the order of threads.
 ONCE = (
     *("norm_of_unlucky_vectors", "norm_of_nothing", "norm_outputs_may_be_null"),
     *("nonfinite_error", "found_inf_already"),
@@ -130,7 +130,8 @@ def programs(request: pytest.FixtureRequest) -> Iterator[Programs]:
     runs = [run for run in RUNS if str(run) in selected]
     with ThreadPoolExecutor(JOBS) as pool:
         programs = Programs(pool)
-        # Before all runs: a run waits for its program, and must not keep it from being built.
+        # Builds come before all runs: a run waits for its program, and must not keep it from being
+        # built.
         for build in BUILDS:
             if build == "plain" or any(run.build == build for run in runs):
                 programs.start_build(build)

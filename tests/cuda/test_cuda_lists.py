@@ -89,7 +89,7 @@ def test_inf_on_one_device_stops_the_writes_on_all(
             held.reduce(2.0, found_inf=found_inf)
             emulated.clear()
             held.scale(0.5, found_inf=found_inf)
-            # What has been checked is not read again to look for inf.
+            # Gradients that have been checked are not read again to look for inf.
             assert all("scale_kernel" in launch.kernel for launch in emulated.launches)
         elif operation == "scale":
             grad_list.scale(0.5, found_inf=found_inf)

@@ -1,6 +1,7 @@
 """The native backend for cuda gradients, over the emulator: devices, launches, errors, graphs.
 
-The mirror's own tests run over it too (the fixture "backend"); here is what only GPUs have.
+The tests of the public functions also run over it (the fixture "backend"); here is what only GPUs
+have.
 """
 
 import math
@@ -313,7 +314,7 @@ def test_bits_do_not_depend_on_order_or_grid(emulated: Emulated, schedule: str) 
     grads = [gradient(200_000, torch.float32), *mixed_gradients()]
     norms = []
     for multiprocessors in (1, 3):
-        # What a device holds is asked once: another size of machine is another device.
+        # The launchers ask a device for its size once, so another size needs another device.
         emulated.reset()
         emulated.machine(devices=20, multiprocessors=multiprocessors)
         place(emulated, grads, [10 + multiprocessors])

@@ -1,4 +1,4 @@
-"""The emulator sees what it is there to see, and nothing in kernels that are right."""
+"""The emulator reports the faults that it is made for, and none in kernels that are right."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 CASES = builder.HERE / "cases"
 SOURCES = [CASES / "main.cpp", *sorted(CASES.glob("*.cu"))]
 SCHEDULES = ("fifo", "lifo", "random", "priorities")
-# A launch costs a thousand times more where ThreadSanitizer makes its fibers.
+# With ThreadSanitizer, which makes its own fibers, a launch costs a thousand times more.
 SEEDS: dict[Build, int] = {"plain": 20, "address": 5, "thread": 2}
 
 RIGHT = (
@@ -49,12 +49,12 @@ FAULTS = (
     ("other_device", "other device", "__stcg(target + i, __ldcg(source + i))"),
     ("shared_too_large", "shared memory", "FASTCLIP_SHARED(Values, values);\n  if (kIsWritten)"),
 )
-# Without what orders them these show a wrong value, and a race at the line.
+# Without their barrier or fence these show a wrong value, and a race at the line.
 UNORDERED = (
     ("block_sum_without_barrier", "for (const int value : values) sum += value"),
     ("grid_sum_without_barrier", "sum += __ldcg(partials + block)"),
 )
-# Their threads do meet; memory is not ordered. x86 orders it all the same.
+# Their threads do meet, but nothing orders memory. x86 orders it anyway.
 WEAKLY_ORDERED = (
     ("grid_sum_relaxed", "sum += __ldcg(partials + block)"),
     ("last_block_without_writer_fence", "all += __ldcg(partials + block)"),
@@ -126,7 +126,7 @@ def _place(text: str) -> str:
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("case", RIGHT)
 def test_right_kernels_are_clean(out: Path, build: Build, case: str) -> None:
-    # All in one process: what one launch leaves behind, the next one meets.
+    # All run in one process, so that the next launch meets what one leaves behind.
     outcome = _run(out, build, ",".join(RIGHT), SEEDS[build])
     assert outcome.status == 0, outcome.text
     assert outcome.verdicts(case) == ["right"] * 4 * SEEDS[build]
@@ -170,7 +170,7 @@ def test_race_is_seen_under_every_schedule(out: Path, case: str, line: str, sche
 
 @pytest.mark.slow
 def test_blocks_that_share_fibers_do_not_race(out: Path) -> None:
-    # More threads than ThreadSanitizer has fibers for.
+    # These are more threads than ThreadSanitizer has fibers for.
     outcome = _run(out, "thread", "block_sum_of_many", 1, "random")
     assert outcome.status == 0, outcome.text
     assert outcome.verdicts("block_sum_of_many") == ["right"]

@@ -39,7 +39,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def skip_without_several_devices(backend: str) -> None:
-    """Skip what one backend alone does: several devices in a call."""
+    """Skip unless the backend is the one that takes several devices in a call."""
     if backend != "native":
         pytest.skip("the Triton backend takes gradients on one device")
 
@@ -49,7 +49,7 @@ def no_host_sync() -> Iterator[None]:
     """Raise where the host waits for the device."""
     try:
         with warnings.catch_warnings():
-            # That the mode is a prototype.
+            # torch warns that the mode is a prototype.
             warnings.simplefilter("ignore")
             torch.cuda.set_sync_debug_mode("error")
         yield

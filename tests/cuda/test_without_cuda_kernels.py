@@ -1,4 +1,4 @@
-"""What users hear where their CUDA gradients have to do without CUDA kernels."""
+"""The warnings for CUDA gradients that are clipped without CUDA kernels."""
 
 import warnings
 from pathlib import Path
@@ -58,7 +58,8 @@ def test_the_fallback_is_said_once_at_the_callers_line(monkeypatch: pytest.Monke
 def test_who_built_without_a_gpu_hears_how_to_get_the_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As an image is built: torch has CUDA, nvcc is there, and a GPU comes only when it runs.
+    # Images are built like this: torch has CUDA and nvcc is there, but a GPU appears only at run
+    # time.
     monkeypatch.setattr(cuda, "find_gpus", lambda environ: "the NVIDIA driver sees none")
     without = cuda.choose_codes("auto", cuda.Toolkit(Path(), "13.0", (75, 90)), {})
     assert isinstance(without, str)

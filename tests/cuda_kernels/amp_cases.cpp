@@ -14,7 +14,7 @@ void inv_scale(Run& run) {
   request.has_inv_scale = true;
   request.is_float64 = run.seed() % 3 == 0;
   for (const double inv_scale : {1.0, 0.5, -2.0, -1.0, 1.0 / 65536, 0.0, 3.3e37, kNan}) {
-    // Clipped, and not: what is unscaled must be written all the same.
+    // Clipped or not, gradients that are unscaled must be written.
     for (const double max_norm : {0.01, 1e30}) {
       for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {
         request.inv_scale = inv_scale;
@@ -80,7 +80,7 @@ void found_inf_already(Run& run) {
   request.max_norm = 0.75;
   request.has_inv_scale = run.seed() % 2 != 0;
   request.inv_scale = 2;
-  // 1 is what another device or an earlier call has set; what it holds stays.
+  // Another device or an earlier call has set the flag to 1, and it must stay.
   for (const double already : {1.0, 2.0}) {
     request.found_inf = already;
     for (const CudaMode mode : {CudaMode::kFused, CudaMode::kSplit}) {

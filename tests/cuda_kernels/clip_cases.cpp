@@ -73,7 +73,8 @@ void clip_close_to_one(Run& run) {
   }
 }
 
-// Every length up to three vectors a lane, alone: heads, bodies and tails of all sizes.
+// Every length up to three vectors a lane, one tensor at a time: heads, bodies and tails of all
+// sizes.
 void clip_awkward_lengths(Run& run) {
   const DType dtype = kAllDTypes[run.seed() % kDTypes];
   const int64_t first = run.pick(300, 2);

@@ -12,7 +12,7 @@ void expect_traffic(Run& run, const std::string& what, const Gradients& gradient
   const int64_t bytes = gradients.bytes();
   run.expect<int64_t>(what + ", bytes read", traffic.read, reads * bytes);
   run.expect<int64_t>(what + ", bytes written", traffic.written, writes * bytes);
-  // Each as often as any other.
+  // Expects that each byte was touched as often as any other.
   run.expect<int64_t>(what + ", different bytes read", traffic.unique_read, bytes);
   run.expect<int64_t>(what + ", different bytes written", traffic.unique_written,
                       writes > 0 ? bytes : 0);
@@ -77,7 +77,7 @@ void count_clamp_of_few(Run& run) {
   run.expect<int64_t>("bytes read", gradients.traffic().read, gradients.bytes());
 }
 
-// A multiple of all elements is written, in range or not; inv_scale of 1 makes none.
+// Multiples are written for all elements, in range or not, unless inv_scale is 1.
 void count_unscaled_clamp(Run& run) {
   Gradients gradients(run, awkward_list(run).specs);
   for (const double inv_scale : {0.5, 1.0}) {
@@ -126,7 +126,7 @@ void count_rescue(Run& run) {
   }
 }
 
-// What was read last is written first: it is the likeliest to be in a cache still.
+// What was read last is written first, because it is most likely still in a cache.
 void count_backwards(Run& run) {
   const DType dtype = kAllDTypes[run.seed() % kDTypes];
   // A chunk each. A block of this device takes every second one.

@@ -60,7 +60,7 @@ void cooperative_refused(Run& run) {
     expect_refusal(run, gradients, CudaMode::kFused, error);
   }
   emulator::machine().cooperative_error = cudaSuccess;
-  // As for the default stream while another one is captured: one may not ask.
+  // On the default stream it is an error to ask while another stream is captured.
   emulator::machine().capture_error = cudaErrorStreamCaptureImplicit;
   run.expect_true(cuda().is_capturing(0, nullptr), "a doubt counts as no capture");
   emulator::machine().capture_error = cudaSuccess;
@@ -96,8 +96,8 @@ void capture_and_replay(Run& run) {
   run.expect_true(cuda().is_capturing(1, stream), "a capture that broke is none");
 }
 
-// Code that is first needed in a capture may not be loaded there: the same call before it has to.
-// The launchers ask once for each device: every list takes another.
+// Code cannot be loaded in a capture, so the same call must come before it. The launchers ask once
+// for each device, so every list takes another one.
 void loaded_before_capture(Run& run) {
   static int device = kDevices - 1;
   emulator::machine().loads_in_capture = false;

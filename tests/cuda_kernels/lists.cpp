@@ -58,13 +58,13 @@ std::vector<TensorSpec> head_list() {
     for (const DType dtype : kAllDTypes) {
       const auto size = static_cast<size_t>(element_size(dtype));
       for (size_t offset = 0; offset < kVectorBytes; offset += size) {
-        // Tails of every length, too.
+        // These have tails of every length.
         const int64_t count = bytes / element_size(dtype) + static_cast<int64_t>(offset / size);
         specs.push_back({dtype, count, offset});
       }
     }
   }
-  // Shorter than the head that their address asks for.
+  // These are shorter than the head that their address asks for.
   specs.push_back({DType::kBFloat16, 3, 2});
   specs.push_back({DType::kFloat32, 1, 4});
   return specs;

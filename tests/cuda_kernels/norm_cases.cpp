@@ -1,4 +1,4 @@
-// The two steps of a norm as calls of their own, on gradients that nobody may write.
+// The two steps of a norm as separate calls, on gradients that nothing may write.
 #include <algorithm>
 #include <cmath>
 
@@ -58,7 +58,7 @@ void norm_alone(Run& run) {
   expect_same_outcome(run, named.name + ", fused", clip(run, gradients.list, request), alone);
 }
 
-// As the binding combines several devices: a total from each, and `finish` over them.
+// This is how the binding combines devices: a total from each, and `finish` over them.
 void norm_of_devices(Run& run) {
   Request request;
   request.norm_type = kNormTypes[run.seed() % 5];
@@ -90,7 +90,7 @@ void norm_of_devices(Run& run) {
   expect_norm(run, "three devices", all, request, workspace.outcome());
 }
 
-// As the binding finishes a total that all ranks have added up: one double, and no gradients.
+// This is how the binding finishes a total of all ranks: one double, and no gradients.
 void norm_of_a_total(Run& run) {
   run.select(static_cast<int>(run.pick(kDevices)));
   CudaList none = cuda().plan(nullptr, 0, nullptr);
@@ -118,8 +118,9 @@ void norm_of_a_total(Run& run) {
   }
 }
 
-// Partials of any number, in the order that the kernels keep to. Those of one thread alone as well:
-// with all, the roundings of a thread's additions are mostly lost in the total's.
+// Any number of partials is added in the order that the kernels keep to. Partials of a single
+// thread are tried as well: with all of them, the roundings of one thread's additions are mostly
+// lost in those of the total.
 void partials_in_order(Run& run) {
   Request request;
   request.norm_type = kNormTypes[run.seed() % 3];
@@ -134,7 +135,7 @@ void partials_in_order(Run& run) {
       Random random(run.seed() * 4099 + static_cast<uint64_t>(count));
       const int thread = static_cast<int>(random.below(std::min(count, kThreads)));
       for (int i = 0; i < count; ++i) {
-        // Far apart, so that another order gives other bits.
+        // They lie far apart, so that another order gives other bits.
         const double value = std::ldexp(1 + random.uniform(), static_cast<int>(random.below(30)));
         partials[i] = is_alone && i % kThreads != thread ? 0 : value;
       }
@@ -152,7 +153,7 @@ void norm_of_constants(Run& run) {
   Request request;
   request.norm_type = kNormTypes[run.seed() % 2];
   request.max_norm = 0.75;
-  request.is_float64 = true;  // total_norm without a rounding of its own
+  request.is_float64 = true;  // so that total_norm is not rounded once more
   for (const double value : {0.1, -1.0 / 3, 0.7, 1.999}) {
     const Gradients gradients(run, chunk_list(),
                               {[&](Random&, int, int64_t) { return value; }, true});
@@ -170,7 +171,7 @@ void norm_of_unlucky_vectors(Run& run) {
       {1, 0x1.fcp-13, 0x1.fcp-13, 0x1.fcp-13},
   };
   Request request;
-  request.is_float64 = true;  // total_norm without a rounding of its own
+  request.is_float64 = true;  // so that total_norm is not rounded once more
   const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
   for (const DType dtype : dtypes) {
     for (const auto& vector : kVectors) {

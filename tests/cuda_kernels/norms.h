@@ -64,9 +64,9 @@ class Workspace {
   Memory found_inf_;
 };
 
-// One call of clip on the run's device.
+// Calls clip on the run's device.
 int call_clip(Run& run, const CudaList& list, const Workspace& workspace);
-// The same that must succeed.
+// Calls clip, which must succeed.
 Outcome clip(Run& run, const CudaList& list, const Request& request);
 
 struct Norm {
@@ -86,7 +86,7 @@ double sum_tolerance(const Request& request);
 double coefficient(double total_norm, double max_norm, bool is_float64);
 // What the gradients are multiplied by.
 double factor(const Outcome& outcome, const Request& request);
-// Whether they are to be written at all.
+// Returns whether they are to be written at all.
 bool should_write(const Outcome& outcome, const Request& request);
 
 // Sums, total, total_norm and clip_coef are right. `list` is what was asked for, in words.

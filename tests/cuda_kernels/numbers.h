@@ -19,7 +19,7 @@ bool is_equal(DType dtype, uint64_t a, uint64_t b);
 
 // The element times a coefficient: float32 for all but float64, and one rounding to the dtype.
 uint64_t multiplied(DType dtype, uint64_t bits, double coef);
-// As torch: the limit is rounded to the dtype, NaN stays.
+// Clamps as torch does: the limit is rounded to the dtype, and NaN stays.
 uint64_t clamped(DType dtype, uint64_t bits, double clip_value);
 
 }  // namespace fastclip::kernel_tests

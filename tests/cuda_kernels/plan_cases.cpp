@@ -11,7 +11,7 @@ constexpr int kWarps = 8;  // slots of a group
 
 char* address(uint64_t value) { return reinterpret_cast<char*>(value); }
 
-// What a plan must be, counted one tensor after another.
+// The plan that is expected, counted one tensor after another.
 void expect_plan(Run& run, const std::string& name, const CudaList& list) {
   int64_t slots = 0;
   for (int i = 0; i < list.size; ++i) {
@@ -25,7 +25,7 @@ void expect_plan(Run& run, const std::string& name, const CudaList& list) {
            0) {
       ++head;
     }
-    // The first chunk takes the head, too.
+    // The first chunk also takes the head.
     int64_t chunks = (entry.count - head) / list.chunk_size;
     if (head + chunks * list.chunk_size < entry.count) ++chunks;
     slots += is_large ? kWarps * chunks : 1;
@@ -52,7 +52,7 @@ void plan_chunk_sizes(Run& run) {
                {int64_t{1} << 31, 64 * kUnit},
                {int64_t{1} << 40, 64 * kUnit}};
   for (const auto& [count, chunk_size] : sizes) {
-    // From the elements of all tensors, not of the longest.
+    // The size follows from the elements of all tensors, not of the longest.
     TensorEntry entries[] = {{address(0x10000), count / 2, -1, DType::kBFloat16},
                              {address(0x10000), count - count / 2, -1, DType::kFloat64}};
     const CudaList list = cuda().plan(entries, 2, nullptr);
@@ -86,8 +86,8 @@ void plan_huge(Run& run) {
   }
 }
 
-// The last chunk of a tensor that begins 2^33 elements before it: a list that has this one group
-// alone, and memory behind nothing else.
+// The last chunk of a tensor that begins 2^33 elements before it. The list has only this group, and
+// only this chunk has memory.
 void offsets_beyond_32_bits(Run& run) {
   constexpr int64_t kChunkSize = 1 << 20, kChunk = 1 << 13, kCount = 5003;
   for (const DType dtype : kAllDTypes) {

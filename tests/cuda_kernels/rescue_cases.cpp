@@ -62,8 +62,8 @@ void rescue_threshold(Run& run) {
       return value * (1 + random.uniform() / 2);
     });
   }
-  // Squares that are lost, by a little less than half of the smallest float32 each, under a few
-  // that keep the mean square at 2^-exponent.
+  // Squares that are lost, each a little less than half of the smallest float32, among a few that
+  // keep the mean square at 2^-exponent.
   for (const int exponent : {140, 128, 120, 103, 102, 101}) {
     const double few = std::sqrt(std::ldexp(1000, -exponent));
     expect_norm_of(run, "lost under 2^-" + std::to_string(exponent), dtype,

@@ -37,13 +37,13 @@ class Run {
 
   uint64_t seed() const { return seed_; }
   int failures() const { return failures_; }
-  // A choice that depends on the seed alone, another one for each `use`.
+  // Returns a choice that depends only on the seed, and differs for each `use`.
   int64_t pick(int64_t limit, uint64_t use = 0) const {
     return Random(seed_ * 1009 + use).below(limit);
   }
 
-  // Makes the emulated machine that of `device`: launches are to go to this one until the next
-  // call. Device 0 stays current, as torch has it where a list lies on another one.
+  // Makes the emulated machine that of `device`, to which launches must go until the next call.
+  // Device 0 stays current, as it does in torch while a list lies on another device.
   void select(int device);
   int device() const { return device_; }
 
@@ -56,13 +56,15 @@ class Run {
     text << what << ": expected " << wanted << ", got " << got;
     fail(text.str());
   }
-  // Within `tolerance` of `wanted`, relative to it; rounded to float32 where `is_float32`.
+  // Expects a value within `tolerance` of `wanted`, relative to it, rounded to float32 if
+  // `is_float32`.
   void expect_near(const std::string& what, double got, long double wanted, double tolerance,
                    bool is_float32);
-  // The same bits in every run of the case that has this key, whatever the order of threads.
+  // Expects the same bits in every run of the case that has this key, whatever the order of
+  // threads.
   void expect_as_ever(const std::string& key, uint64_t bits);
   void expect_success(const std::string& what, int status);
-  // The status, no report, no error left for cudaGetLastError.
+  // Expects the status, no report, and no error left for cudaGetLastError.
   void expect_status(const std::string& what, int status, int wanted);
   void fail(const std::string& text);
 

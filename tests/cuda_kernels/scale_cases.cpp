@@ -37,7 +37,7 @@ void scale_sources(Run& run) {
       coefs.is_float64 = is_float64;
       coefs.value = coef;
       expect_scaled(run, gradients, coefs, as_held(coef, is_float64));
-      // What comes first counts; what follows must not be read.
+      // The first one given counts; the others must not be read.
       const Numbers pointer(run, {coef}, is_float64);
       coefs.clip_coef = pointer.data();
       coefs.value = 0.125;

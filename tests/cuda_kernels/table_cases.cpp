@@ -12,7 +12,7 @@ constexpr int kNewDriver = 12010;  // the first that takes more
 
 enum class Table { kShort, kLong, kDevice };
 
-// What the rows are to lie in, counted from the limits that CUDA documents.
+// Where the rows must lie, by the limits that CUDA documents.
 Table table_for(int rows, int driver) {
   if (rows <= 198) return Table::kShort;
   return rows <= 1630 && driver == kNewDriver ? Table::kLong : Table::kDevice;

@@ -185,7 +185,7 @@ void unscale_tables(Run& run) {
   }
 }
 
-// Where the flag is set, gradients are neither written nor read; targets are written all the same.
+// If the flag is set, gradients are neither written nor read, but targets are written.
 void unscale_after_found_inf(Run& run) {
   const auto& specs = awkward_list(run).specs;
   const Gradients in_place(run, specs, {ordinary_value, true});
@@ -209,8 +209,8 @@ void unscale_after_found_inf(Run& run) {
   }
 }
 
-// As ranks clip together: sums, the norm of a total that is given, a scale by its coefficient. All
-// of it must be what one clip makes of the list, bit for bit.
+// Ranks clip together in this way: sums, the norm of a given total, a scale by its coefficient. The
+// results must be those of one clip of the list, bit for bit.
 void clip_in_steps(Run& run) {
   constexpr double kNormTypes[] = {2, 1, kInf, 3};
   run.select(static_cast<int>(run.pick(kDevices)));

@@ -67,6 +67,6 @@ def run_ranks(world_size: int, store: Path) -> list[tuple[int, str]]:
 
 
 def is_transport_failure(outputs: list[tuple[int, str]]) -> bool:
-    """Return whether gloo alone failed: an error of the package's shows on the rank that has it."""
+    """Return whether only gloo failed: an error of the package shows on the rank that raised it."""
     failed = [output for status, output in outputs if status != 0]
     return len(failed) > 0 and all("third_party/gloo" in output for output in failed)

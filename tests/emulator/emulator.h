@@ -23,7 +23,7 @@ struct Machine {
   int compute_capability = 90;          // major * 10 + minor
   int driver_version = CUDART_VERSION;  // below 12010, 4 KB of arguments at most
   bool has_cooperative_launch = true;
-  // Unless cudaSuccess, what every call that needs a device returns: cudaErrorNoDevice,
+  // Unless cudaSuccess, what every call that needs a device returns, such as cudaErrorNoDevice or
   // cudaErrorInsufficientDriver.
   cudaError_t device_error = cudaSuccess;
   // Unless cudaSuccess, what a cooperative launch returns although the attribute promises it.
@@ -50,9 +50,9 @@ void fail_launch(int n, cudaError_t error);
 // ---- The order of threads
 
 enum class Schedule {
-  kFifo,        // who waited longest
-  kLifo,        // who waited shortest: threads run on as far as they can
-  kRandom,      // anyone, each time anew
+  kFifo,        // the thread that waited longest
+  kLifo,        // the thread that waited shortest: threads run as far as they can
+  kRandom,      // any thread, drawn at each switch
   kPriorities,  // random priorities, redrawn now and then: some threads starve for long
 };
 inline constexpr Schedule kSchedules[] = {Schedule::kFifo, Schedule::kLifo, Schedule::kRandom,

@@ -207,7 +207,7 @@ def test_the_documents_count_the_planted_faults() -> None:
 
 @pytest.mark.slow
 def test_calls_of_kernels_are_typed(tmp_path: Path) -> None:
-    """The extension and Triton's launches are no ``ModuleType``, of which every call is right."""
+    """The extension and Triton's launches are no ``ModuleType``, which has every attribute."""
     pytest.importorskip("pyright")
     lines = {
         "extension.binding.gather(3, 0, 0)": "reportArgumentType",

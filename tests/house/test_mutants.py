@@ -1,4 +1,4 @@
-"""What ``make test`` plants is there to plant, and names tests that exist."""
+"""Every planted fault has its text in a source, and names tests that exist."""
 
 import re
 from collections.abc import Sequence

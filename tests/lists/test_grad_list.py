@@ -248,7 +248,7 @@ def test_awkward_layouts(engine: Backend, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("way", ("data", "set_", "dtype"))
 def test_a_held_gradient_may_be_given_other_memory(engine: Backend, way: str) -> None:
-    """As optimizers and offloading do; the old memory may be gone."""
+    """Optimizers and offloading do this; the old memory may be gone."""
     held = parameters([gradient(200_000, torch.float32), gradient(7, torch.float32)])
     grad = held[0].grad
     assert grad is not None

@@ -1,4 +1,4 @@
-"""Norms, clipped gradients and parameters' norms have the bits that an earlier version gave them.
+"""Norms, clipped gradients and parameter norms have the bits that an earlier version gave them.
 
 tests/lists/norm_bits/*.txt hold these, recorded on 2026-11-28 before the code between Python
 and the kernels was rebuilt. Native's hold for every CPU and instruction set, and the others for

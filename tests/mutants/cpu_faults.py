@@ -35,7 +35,7 @@ class Fault:
     needs_two_sets: bool = False
 
 
-# Those that need the binding compiled, which takes longest, come first.
+# Faults that need the binding compiled, which takes longest, come first.
 FAULTS = (
     Fault(
         "a chunk that holds one element is forgotten",
@@ -108,7 +108,7 @@ FAULTS = (
         ("distributed/test_dtensor.py::test_dtensors_on_one_mesh[1]",),
     ),
     Fault(
-        "a list without gradients has a norm of its own",
+        "a list without gradients has a norm",
         NORMS,
         "    if (!finished.total_norm.defined()) return std::nullopt;\n",
         "    if (!finished.total_norm.defined()) return scalar_tensor(0, false);\n",
@@ -134,7 +134,7 @@ FAULTS = (
         ),
     ),
     Fault(
-        "memory that another allocator made is compared with its like alone",
+        "memory that another allocator made is compared only with its like",
         COLLECTOR,
         "storage.device_type() == at::kCPU || !is_cuda_allocation(storage)",
         "false",

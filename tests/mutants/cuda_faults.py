@@ -38,7 +38,7 @@ class KernelFault:
     build: Literal["plain", "thread"] = "plain"
 
 
-# Those that only ThreadSanitizer sees come first: they take longest.
+# Faults that only ThreadSanitizer sees come first: they take longest.
 FAULTS = (
     KernelFault(
         "the grid sync orders no memory",
@@ -261,7 +261,7 @@ FAULTS = (
         ("scale_into_targets",),
     ),
     KernelFault(
-        "inv_scale alone is not applied",
+        "inv_scale is not applied without a clip",
         FACTOR,
         "!(coef >= 1 && scale == 1)",
         "!(coef >= 1)",
@@ -326,7 +326,7 @@ FAULTS = (
         ("unscale_and_clamp_lists",),
     ),
     KernelFault(
-        "found_inf counts where it is 1 alone",
+        "found_inf counts only where it is 1",
         FACTOR,
         "__ldcg(found_inf) != 0;",
         "__ldcg(found_inf) == 1;",
@@ -486,7 +486,7 @@ FAULTS = (
         ("other_device",),
     ),
     KernelFault(
-        "the first warp alone says whether a chunk holds anything",
+        "only the first warp decides whether a chunk holds anything",
         REDUCE,
         "      *seen |= scratch_.seen[turn_][i] != 0;\n",
         "",

@@ -380,7 +380,7 @@ FAULTS = (
         "triton/test_triton_operations.py::test_clamp_is_one_of_products[all]",
     ),
     TritonFault(
-        "a clamp of products writes what was out of range alone",
+        "a clamp of products writes only what was out of range",
         SCALE,
         "new, _ = clamped(multiplied(x, inv_scale), value)\n"
         "        return new, tl.full(x.shape, 1, tl.int1)",

@@ -191,7 +191,7 @@ def test_same_bits_in_one_call_in_two_and_prepared(dtype: torch.dtype) -> None:
 
 
 def test_same_bits_while_torch_flushes_denormals() -> None:
-    # The mode belongs to a thread, and chance decides which thread takes a chunk.
+    # The mode belongs to a thread, and any thread may take a chunk.
     denormals = torch.empty(1 << 22).view(torch.int32).fill_(4_000_000).view(torch.float32)
     expected = fastclip.get_total_norm([denormals], backend="native")
     assert expected > 0

@@ -1,4 +1,4 @@
-"""What other Python code may do to the gradients while the native backend is at work on them."""
+"""What other Python code may do to gradients while the native backend works on them."""
 
 import math
 import threading
@@ -22,7 +22,7 @@ def test_a_grad_property_may_drop_the_gradients_before_it() -> None:
     def drop_the_others() -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        # Where the gradients were, if nobody holds them.
+        # This lands where the gradients were, unless they are held.
         reused.extend(torch.full((1000,), math.nan) for _ in range(20))
         return torch.zeros(2)
 
@@ -81,7 +81,7 @@ def test_a_grad_property_may_be_a_view_of_a_gradient_before_it() -> None:
         fastclip.clip_grad_norm_(objects, 0.5, backend="native")
 
 
-# Its sizes, layout and device are asked of Python code, which drops every other gradient.
+# Its sizes, layout and device come from Python code, which drops every other gradient.
 WRAPPER_THAT_DROPS = """
 import torch, fastclip
 from torch.utils._pytree import tree_map
@@ -141,13 +141,14 @@ def test_another_thread_may_drop_an_alias_while_the_norm_is_taken() -> None:
         started.wait()
         time.sleep(0.005)
         second.grad = None
-        # Where the alias was, if nobody holds it: a bump of its version would go to one of these.
+        # One of these lands where the alias was, unless that is held: a bump of its version would
+        # go to it.
         created.extend(torch.empty(3) for _ in range(2000))
 
     thread = threading.Thread(target=drop)
     thread.start()
     started.set()
-    # Not a whole exponent: slow enough for the other thread to come in between.
+    # An exponent that is not whole is slow enough for the other thread to come in between.
     fastclip.clip_grad_norm_([first, second], 1e30, 2.5, backend="native")
     thread.join()
     assert [tensor._version for tensor in created if tensor._version] == []

@@ -1,4 +1,4 @@
-"""The native backend touches its gradients alone, writes only when it must, and copies nothing."""
+"""The native backend touches only its gradients, writes only when it must, and copies nothing."""
 
 import math
 import os
@@ -25,7 +25,7 @@ GUARD = 67
 OFFSETS = range(18)
 GUARDED_SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130)
 
-# Each case runs in a child: what a write to a read-only page does is end the process.
+# Each case runs in a child process, which a write to a read-only page would end.
 READ_ONLY = """
 import mmap, os, sys, tempfile, warnings
 import native_calls, torch

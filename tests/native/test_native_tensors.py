@@ -151,7 +151,7 @@ def test_partial_overlap_is_refused_by_native_and_done_by_reference(
     assert same_bits(bucket, before)
     stock = before.clone()
     total_norm = clip(views(bucket), backend=None)
-    # The coefficient's float32 steps aside, torch multiplies one view after the other, too.
+    # torch also multiplies one view after the other, except for the coefficient's float32 steps.
     for view in views(stock):
         view.mul_(torch.tensor(oracle.clip_coef(0.5, total_norm)))
     assert same_bits(bucket, stock)

@@ -26,13 +26,14 @@ from torch import Tensor
 import fastclip
 
 SLOW_NORM_TYPE = 2.5
-"""Goes through pow(): tens of nanoseconds an element, so that little memory makes a long call."""
+"""A norm_type that needs pow(), tens of nanoseconds an element, so that little memory makes a long
+call."""
 
 LENGTHS = (3 * CHUNK_SIZE + 1, 33, 20 * CHUNK_SIZE, 1, 0, 700)
 
 
 def run_together(*works: Callable[[], None]) -> None:
-    """Run each work in a thread of its own, started at once, and raise what any of them raised."""
+    """Run each work in its own thread, all at the same time, and raise what any of them raised."""
     start = threading.Barrier(len(works))
     failures: list[BaseException] = []
 
@@ -186,7 +187,7 @@ def test_two_threads_clip_the_same_gradients_down() -> None:
             clipper.clip_()
 
     run_together(clip_often, clip_often)
-    # Which of the two scaled an element how often is open; that every element shrank is not.
+    # It is open which thread scaled an element and how often, but every element must have shrunk.
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert oracle.total_norm(gradients, 2.0) <= 1.0 + 1e-6
 
@@ -199,7 +200,7 @@ def test_a_gradient_dropped_during_a_call_stays_alive_until_it_ends() -> None:
     walking, dropped = threading.Event(), threading.Event()
 
     class Last:
-        """Tells, as the last parameter of the list, that the walk is over but for itself."""
+        """The last parameter of a list: to read its gradient shows that the others were read."""
 
         @property
         def grad(self) -> None:

@@ -37,7 +37,7 @@ def assert_norm(actual: Tensor, tensors: list[Tensor], norm_type: float) -> None
 
 
 class Marked(Tensor):
-    """A subclass without data of its own."""
+    """A subclass that holds no data itself."""
 
 
 def marked(tensor: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def with_gaps() -> Tensor:
 )
 def test_norm_of_a_large_tensor_takes_little_memory(make: Callable[[], Tensor]) -> None:
     grad = make()
-    # Megabytes of slack: the allocator keeps freed blocks, and its own tables grow.
+    # Some megabytes are allowed: the allocator keeps freed blocks, and its own tables grow.
     limit = MEMORY_LIMIT + 8 * 2**20
     assert peak_growth(lambda: total_norm([grad], 2.0)) <= limit
     assert total_norm([grad], 2.0).item() == np.float32(math.sqrt(grad.numel()))

@@ -1,4 +1,4 @@
-"""A list of the reference backend's: what it reads, and the norms that it finds."""
+"""Lists of the reference backend: what they read, and the norms that they find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list of the reference backend's that holds tensors of every kind, or is being traced."""
+"""Lists of the reference backend that hold tensors of every kind, or are being traced."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def values_of(tensor: Tensor) -> Tensor:
 
 
 def set_value(tensor: Tensor, value: float) -> None:
-    """Make one element of a tensor of any kind something else."""
+    """Replace one element of a tensor of any kind."""
     if isinstance(tensor, TwoTensor):
         set_value(tensor.a, value)
         set_value(tensor.b, value)

@@ -1,4 +1,4 @@
-"""A list of the reference backend's: products that are written to other tensors."""
+"""Lists of the reference backend: products that are written to other tensors."""
 
 from __future__ import annotations
 

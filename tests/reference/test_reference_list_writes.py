@@ -1,4 +1,4 @@
-"""A list of the reference backend's: products in place and elsewhere, and clamps."""
+"""Lists of the reference backend: products in place and elsewhere, and clamps."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ class Instruction:
 
     @property
     def is_vector_load(self) -> bool:
-        """Tell whether it reads 16 bytes of global memory."""
+        """Return whether it reads 16 bytes of global memory."""
         return re.fullmatch(r"(global|buffer)_load_dwordx4", self.name) is not None
 
     @property
     def is_vector_store(self) -> bool:
-        """Tell whether it writes 16 bytes of global memory."""
+        """Return whether it writes 16 bytes of global memory."""
         return re.fullmatch(r"(global|buffer)_store_dwordx4", self.name) is not None
 
 

@@ -1,6 +1,6 @@
 """Build CUDA C++ sources and the emulator into a program that runs on the CPU.
 
-Needs g++ and the CUDA toolkit's headers (CUDA_HOME, CUDA_PATH or /usr/local/cuda), no nvcc.
+It needs g++ and the CUDA toolkit's headers (CUDA_HOME, CUDA_PATH or /usr/local/cuda) but no nvcc.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ BUILDS: tuple[Build, ...] = ("plain", "address", "thread")
 
 HERE = Path(__file__).resolve().parents[1] / "emulator"
 JOBS = 2
-# As nvcc is told, too: a product that is added is rounded before, unless the source says fma.
+# As for nvcc, a product is rounded before it is added, unless the source says fma.
 COMMON = ("-std=c++17", "-fPIC", "-ffp-contract=off", "-g1", "-Wall", "-Wno-unknown-pragmas")
 SANITIZERS: dict[Build, tuple[str, ...]] = {
     "plain": (),
@@ -49,7 +49,7 @@ def find_toolkit() -> Path | None:
 
 
 def missing() -> str | None:
-    """Say what a build needs and is not there; None if all is."""
+    """Return what a build needs and does not find, or None."""
     if shutil.which("g++") is None:
         return "the emulator needs g++"
     if find_toolkit() is None:

@@ -65,7 +65,7 @@ def run_python(
     python: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own, with ``environ`` and none of NOT_INHERITED."""
+    """Run Python code in a new process, with ``environ`` and none of NOT_INHERITED."""
     inherited = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
     return subprocess.run(
         [str(python or sys.executable), "-c", code, *arguments],

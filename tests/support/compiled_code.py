@@ -106,12 +106,12 @@ def instructions(sass: str) -> Iterator[tuple[str, list[Instruction]]]:
 
 
 def is_vector_load(instruction: Instruction) -> bool:
-    """Tell whether it reads 16 bytes of global memory."""
+    """Return whether it reads 16 bytes of global memory."""
     return instruction.name.startswith("LDG.E.128")
 
 
 def is_partial_load(instruction: Instruction) -> bool:
-    """Tell whether it reads 8 bytes of global memory."""
+    """Return whether it reads 8 bytes of global memory."""
     return instruction.name.startswith("LDG.E.64")
 
 
@@ -150,7 +150,7 @@ def partials_in_flight(code: Sequence[Instruction]) -> int:
 def most_in_flight(
     body: Sequence[Instruction], is_load: Callable[[Instruction], bool], registers: int
 ) -> int:
-    """Return the most loads of so many registers that are issued before one of them is used."""
+    """Return the most loads of this many registers that are issued before one of them is used."""
     in_flight, pending = 0, dict[int, int]()
     for i in body:
         used = {int(number) for number in REGISTER.findall(i.operands)}

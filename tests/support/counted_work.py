@@ -27,13 +27,13 @@ from shapes import CASES, Case
 DOCUMENT = ROOT / "docs" / "counted-work.md"
 
 ELEMENTS = 1 << 19
-"""What a list is scaled down towards: the emulator takes about a second for it."""
+"""The size towards which a list is scaled down: the emulator takes about a second for it."""
 
 SMALL = (1 << 12) + 1
-"""Float32 elements that are no longer small (csrc/gpu_work.h): scaling keeps tensors so."""
+"""The float32 elements from which a tensor is large (csrc/gpu_work.h); scaled tensors stay so."""
 
 GRID = 132 * 4
-"""Blocks that an H100 holds at a time, for the traffic at full size."""
+"""The blocks that an H100 holds at a time, for the traffic at full size."""
 
 
 def element_counts(case: Case) -> list[int]:
@@ -79,10 +79,10 @@ def counted(emulated: Emulated, grads: Sequence[Tensor], call: Callable[[], obje
 def work_of(
     emulated: Emulated, counts: tuple[int, ...], multiprocessors: int = 4
 ) -> dict[str, Work]:
-    """Count a clip that leaves all as it is, one that clips, and a clamp that changes all."""
+    """Count a clip that changes nothing, one that clips, and a clamp that changes everything."""
     emulated.reset()
-    # What a device holds is asked once: another size of machine is another device, and none that
-    # other tests take.
+    # The launchers ask a device for its size once, so another size needs another device, and none
+    # that other tests take.
     device = 20 + multiprocessors
     emulated.machine(devices=device + 1, multiprocessors=multiprocessors)
     emulated.count_workspace()

@@ -85,11 +85,11 @@ def check_training() -> None:
 
 
 class Strange(Placement):
-    """A placement of a class that nobody knows."""
+    """A placement of an unknown class."""
 
 
 def check_refused(mesh: DeviceMesh) -> None:
-    """What the library cannot know raises on every rank, and none has communicated."""
+    """Lists that the library cannot handle raise on every rank before any rank communicates."""
     other = DeviceMesh("cpu", list(reversed(range(mesh.size()))))
     here = DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False)
     there = DTensor.from_local(torch.ones(2), other, [Shard(0)], run_check=False)
@@ -109,7 +109,7 @@ def check_refused(mesh: DeviceMesh) -> None:
 
 
 def check_outside() -> None:
-    """A rank outside the mesh has its plain gradients alone, and nobody waits for it."""
+    """A rank outside the mesh has only its plain gradients, and no rank waits for it."""
     if dist.get_world_size() < 3:
         return
     mesh = DeviceMesh("cpu", [0, 1])
@@ -156,7 +156,7 @@ def check_outside() -> None:
 
 
 def check_without_a_say(mesh: DeviceMesh) -> None:
-    """What has no gradient changes neither the norm nor its kind, wherever it lies."""
+    """A parameter without a gradient changes neither the norm nor its kind, wherever it lies."""
     size = mesh.size()
     other = init_device_mesh("cpu", (1, size))
     used = nn.Parameter(distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]))
@@ -202,19 +202,19 @@ def check_clipper_warning(mesh: DeviceMesh) -> None:
     if mesh.get_rank() != 0:
         held.grad = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)], src_data_rank=None)
     clipper = fastclip.GradClipper([held], 1.0)
-    told: list[int] = []
+    warned: list[int] = []
     for _ in range(3):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             clipper.clip_()
-        told.append(sum("GradClipper" in str(warning.message) for warning in caught))
+        warned.append(sum("GradClipper" in str(warning.message) for warning in caught))
         held.grad = None
-    assert told == ([1, 0, 0] if mesh.size() == 1 else [0, 1, 0]), told
+    assert warned == ([1, 0, 0] if mesh.size() == 1 else [0, 1, 0]), warned
     print("clipper's warning")
 
 
 def check_named_backend(mesh: DeviceMesh) -> None:
-    """A backend that takes no DTensors says so, also of one that has no gradient yet."""
+    """A backend that takes no DTensors refuses them, also those that have no gradient yet."""
     parameter = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Shard(0)], run_check=False))
     plain = nn.Parameter(torch.zeros(2))
     plain.grad = torch.tensor([3.0, 4.0])
@@ -244,7 +244,7 @@ def check_named_backend(mesh: DeviceMesh) -> None:
 
 
 def check_known_values(rank: int, known: dict[str, Case]) -> None:
-    """The two lists whose norms were wrong in silence, with the values written out."""
+    """Two lists whose norms were once wrong without an error, with their values written out."""
     if dist.get_world_size() == 4:
         held = known["fsdp2 + tp on 2 x 2"].parameters()[:1]
         [grad] = grads_of(held)

@@ -94,7 +94,7 @@ class Emulated:
         driver_version: int | None = None,
         has_cooperative_launch: bool = True,
     ) -> None:
-        """Say what the machine is like."""
+        """Set what the machine is like."""
         version = self.driver_version if driver_version is None else driver_version
         self._call("set_machine", devices, multiprocessors, version, int(has_cooperative_launch))
 
@@ -111,7 +111,7 @@ class Emulated:
         self._call("set_schedule", SCHEDULES.index(name), seed)
 
     def place(self, tensor: Tensor, device: int) -> None:
-        """Say which GPU a tensor is on, or ``CPU``; no other GPU may touch it then."""
+        """Place a tensor on a GPU, or on ``CPU``; no other GPU may touch it then."""
         storage = tensor.untyped_storage()
         data = ctypes.c_void_p(storage.data_ptr())
         self._library.emulated_place(data, ctypes.c_uint64(storage.nbytes()), device)
@@ -138,7 +138,7 @@ class Emulated:
         return Traffic(*counts)
 
     def plan(self, counts: Sequence[int]) -> Plan:
-        """Return how a list of float32 tensors with so many elements each would be cut."""
+        """Return how a list of float32 tensors with these numbers of elements would be cut."""
         result = (ctypes.c_int64 * 3)()
         self._library.emulated_plan(
             (ctypes.c_int64 * len(counts))(*counts), ctypes.c_int64(len(counts)), result
@@ -189,7 +189,7 @@ class Emulated:
         return self._call("current_device")
 
     def has_context(self, device: int) -> bool:
-        """Say whether anything has used a device, which costs memory there."""
+        """Return whether anything has used a device, which costs memory there."""
         return self._call("has_context", device) != 0
 
     def use_device(self, device: int) -> None:
@@ -217,7 +217,7 @@ def build() -> Emulated:
     out = ROOT / "build" / "emulated"
     out.mkdir(parents=True, exist_ok=True)
     with (out / "lock").open("w") as lock:
-        # Tests in another process may be building the same.
+        # Tests in another process may be building the same program.
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = _build_into(out)
     return Emulated(path)
@@ -258,7 +258,8 @@ def _build_into(out: Path) -> Path:
 
 
 def _import(path: Path) -> types.ModuleType:
-    # Under a name of its own: pybind11 gives back a module that is there already under one.
+    # The module gets its own name: for a known name pybind11 returns the module that is there
+    # already.
     spec = importlib.util.spec_from_file_location("emulated._C", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""What the tests of lists share that run over every backend: gradients, lists and checks."""
+"""What tests of lists over every backend share: gradients, lists and checks."""
 
 from __future__ import annotations
 

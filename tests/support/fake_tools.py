@@ -1,6 +1,6 @@
 """Programs that stand in for a compiler or a CUDA toolkit, so that a build takes no time.
 
-And a driver library with GPUs that are not there.
+There is also a driver library that reports GPUs which do not exist.
 """
 
 import os
@@ -30,9 +30,9 @@ while [ $# -gt 0 ]; do
 done
 """
 
-# What build_support/gpus.py calls. The GPUs are those that FAKE_GPUS names by their compute
-# capabilities; CUDA_VISIBLE_DEVICES holds indexes, up to the first that is off. FAKE_DRIVER makes
-# it unwell.
+# This is what build_support/gpus.py calls. FAKE_GPUS names the GPUs by their compute capabilities;
+# CUDA_VISIBLE_DEVICES holds indexes, up to the first that is out of range. FAKE_DRIVER makes it
+# fail.
 DRIVER = """
 #include <cstdio>
 #include <cstdlib>
@@ -88,7 +88,7 @@ LACKING_DRIVER = 'extern "C" int cuInit(unsigned) { return 0; }'
 
 
 def fake_toolkit(home: Path, release: str = "13.0") -> Path:
-    """Write a toolkit whose nvcc answers questions and writes a line of text for an object."""
+    """Write a toolkit whose nvcc answers questions and writes a line of text as an object."""
     nvcc = home / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     text = DRYRUN.format(here=nvcc.parent) + VERSION.format(release=release) + CODES
@@ -98,7 +98,7 @@ def fake_toolkit(home: Path, release: str = "13.0") -> Path:
 
 
 def writing_compiler(path: Path) -> Path:
-    """Write a C++ compiler whose output is a line of text: what imports it fails."""
+    """Write a C++ compiler whose output is a line of text, which cannot be imported."""
     path.write_text(ANSWERS + WRITES)
     path.chmod(0o755)
     return path

@@ -43,7 +43,7 @@ def wrong_includes(sources: Mapping[str, str]) -> list[str]:
         for included in INCLUDE.findall(text):
             own = resolve(file, included, sources)
             if file == "bindings.cpp" or file.startswith("binding/"):
-                # The binding knows the launchers and not what is behind them.
+                # The binding knows the launchers but not what is behind them.
                 allowed = own is None or not own.startswith(("cpu/", "cuda/"))
             elif included.startswith(TORCH_HEADERS) or (own or "").startswith("bind"):
                 allowed = False

@@ -21,10 +21,10 @@ RANK = {
     "fastclip.monitor": 3,
     "fastclip": 4,
 }
-# These use the public names alone, and no room imports them.
+# These use only public names, and no room imports them.
 PROGRAMS = ("fastclip.__main__", "fastclip.cli")
 BACKENDS = ("fastclip.backends.native", "fastclip.backends.reference", "fastclip.backends.triton")
-# What Python itself gives every module.
+# Names that Python itself gives every module.
 DUNDERS = {"__file__", "__name__"}
 # The one module, with its own parts, that may import each of these.
 ONLY_IN = {

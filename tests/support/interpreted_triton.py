@@ -1,4 +1,4 @@
-"""Triton's interpreter for the tests: its kernels on CPU tensors, one program after another."""
+"""Triton's interpreter for the tests: it runs kernels on CPU tensors, one program after another."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-# Before anything imports triton: its functions are made for one mode or the other.
+# This must be set before anything imports triton, whose functions are made for one mode or the
+# other.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 class Scope(Protocol):
-    """What a patch of the interpreter is undone with."""
+    """The values that undo a patch of the interpreter."""
 
     def restore(self) -> None: ...
 
 
 def why_not_interpreted() -> str | None:
-    """Say why the kernels cannot be interpreted here, or nothing."""
+    """Return why the kernels cannot be interpreted here, or None."""
     from fastclip.backends import TRITON
 
     reasons = TRITON.unavailable_reasons("cpu")
@@ -37,7 +38,7 @@ def why_not_interpreted() -> str | None:
 
 
 def pack_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Triton's lists be packed as where there is no extension; other backends keep theirs."""
+    """Let Triton's lists be packed as without the extension; other backends keep it."""
     from fastclip.backends.base import Reason, ReasonKind
     from fastclip.backends.triton import packing
 
@@ -46,9 +47,9 @@ def pack_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _PatchOnce:
-    """Patches triton.language once in a launch, where the interpreter does at every call.
+    """Patches triton.language once for each launch; the interpreter does so at every call.
 
-    Two thirds of its time would go there.
+    That would take two thirds of its time.
     """
 
     def __init__(self, patch_lang: Callable[[Function], Scope]) -> None:
@@ -81,7 +82,7 @@ def in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not hasattr(interpreter._interpreter, "fma_fp32"):  # before triton 3.9
         monkeypatch.setattr(builder, "create_fma", _fused(builder.create_fma))
     monkeypatch.setattr(interpreter, "_patch_lang", _PatchOnce(interpreter._patch_lang))
-    # Infinities, NaN and overflows are what some of the tests are about.
+    # Some of the tests are about infinities, NaN and overflows.
     with np.errstate(all="ignore"):
         yield
 

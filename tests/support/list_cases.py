@@ -51,7 +51,7 @@ def gathered(grads: Sequence[Tensor | None], way: str = "tensors") -> GradList:
 
 
 def some_gradients(dtype: torch.dtype) -> list[Tensor]:
-    """Return awkward gradients, in memory of their own."""
+    """Return awkward gradients, in fresh memory."""
     return copies(awkward_gradients(dtype))
 
 
@@ -70,11 +70,11 @@ def flag(value: float = 0.0) -> Tensor:
 
 
 class Marked(Tensor):
-    """A subclass without data of its own."""
+    """A subclass that holds no data itself."""
 
 
 def unreadable(scalar: Tensor) -> Tensor:
-    """Return a scalar that is not looked at on the host, as on a device that it would wait for."""
+    """Return a scalar that the host does not read, like one on a device for which it would wait."""
     return scalar.as_subclass(Marked)
 
 

@@ -69,7 +69,7 @@ def using_threads(threads: int) -> Iterator[None]:
 
 
 def parameters_of(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Give each gradient a parameter of its own, which takes no memory."""
+    """Return a parameter for each gradient; the parameters take no memory."""
     parameters = []
     for gradient in gradients:
         parameter = torch.empty((), dtype=gradient.dtype).expand(gradient.shape)
@@ -128,7 +128,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def same_bits(got: Tensor, expected: Tensor) -> bool:
-    """Tell whether two tensors have the same dtype, shape and bits; all NaNs count as one."""
+    """Return whether two tensors have the same dtype, shape and bits; all NaNs count as one."""
     same_kind = got.dtype == expected.dtype and got.shape == expected.shape
     return same_kind and torch.equal(bits(got), bits(expected))
 

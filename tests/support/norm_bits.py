@@ -1,7 +1,7 @@
 """Lists whose norms and clips are compared bit for bit with a record of an earlier version.
 
 A row of the record holds, in hexadecimal, what ``row()`` found on a list for one norm_type. Values
-come from integer arithmetic alone, so that they are the same with every torch.
+come from integer arithmetic only, so that they are the same with every torch.
 """
 
 from __future__ import annotations

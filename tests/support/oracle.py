@@ -1,7 +1,7 @@
-"""The right answers, in numpy alone: nothing here is shared with the library or with torch.
+"""The right answers, with nothing but numpy: no code is shared with the library or with torch.
 
-Sums are numpy's pairwise ones in float64, off by a few units in 2^-53, of values divided by a power
-of two near the largest, so that nothing that counts overflows or vanishes.
+Values are divided by a power of two near the largest, so that nothing that counts overflows or
+vanishes, and added in float64 by numpy's pairwise sums, whose relative error is a few times 2^-53.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _norm(arrays: Sequence[Array], norm_type: float) -> float:
 
 
 def is_norm(actual: float, expected: float, dtype: torch.dtype) -> bool:
-    """Say whether a norm stored in ``dtype`` is the ``expected`` one, within TOLERANCE."""
+    """Return whether a norm stored in ``dtype`` is the ``expected`` one, within TOLERANCE."""
     if math.isnan(expected):
         return math.isnan(actual)
     if actual == expected:
@@ -125,5 +125,5 @@ def rounded(values: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.float
 
 
 def equal(tensor: Tensor, expected: Array) -> bool:
-    """Say whether a tensor holds exactly the expected values, NaN equal to NaN."""
+    """Return whether a tensor holds exactly the expected values; NaN equals NaN."""
     return np.array_equal(values_of(tensor), expected, equal_nan=True)

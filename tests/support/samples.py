@@ -85,7 +85,7 @@ def assert_clipped(
 
 
 def copies(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients with the same values and strides in memory of their own."""
+    """Return copies of gradients, with the same values and strides."""
     return [
         torch.empty_strided(g.shape, g.stride(), dtype=g.dtype, device=g.device).copy_(g)
         for g in grads
@@ -100,7 +100,7 @@ def versions(grads: Sequence[Tensor]) -> list[int]:
 def peak_growth(run: Callable[[], object]) -> int:
     """Return by how many bytes the resident memory grew at its peak during a second ``run()``."""
     run()
-    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before

@@ -114,7 +114,7 @@ def check_unclipped(case: Case) -> None:
 
 
 def check_nonfinite(case: Case) -> None:
-    """A NaN on any one rank raises on all of them, which name the parameter, and none writes."""
+    """A NaN on any rank raises on all of them; all name the parameter, and none writes."""
     clips = (
         lambda held: fastclip.clip_grad_norm_(held, 1.0, error_if_nonfinite=True),
         lambda held: fastclip.get_total_norm(grads_of(held), error_if_nonfinite=True),
@@ -143,7 +143,7 @@ def check_nonfinite(case: Case) -> None:
 
 
 def check_gradient_missing(name: str, case: Case) -> None:
-    """A gradient, or every one, that is None on one rank alone: that rank takes part."""
+    """A rank on which one gradient, or every one, is None takes part all the same."""
     for missing in range(dist.get_world_size()):
         for clip in (by_function, one_at_a_time, by_clipper):
             for norm_type in (2.0, math.inf, 0.0, -1.0):

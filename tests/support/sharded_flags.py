@@ -93,7 +93,7 @@ def check_flags(mesh: DeviceMesh) -> None:
 
 
 def check_inf_in_a_shard(mesh: DeviceMesh) -> None:
-    """An element that one rank alone has, in a shard; other ranks may have empty ones."""
+    """One rank has the only element, in its shard; the shards of other ranks may be empty."""
     for name, act in ACTS.items():
         held: Parameters = [nn.Parameter(distribute_tensor(torch.zeros(1, 2), mesh, [Shard(0)]))]
         held[0].grad = torch.ones_like(held[0]).detach()
@@ -237,7 +237,7 @@ def check_nothing_alone(mesh: DeviceMesh) -> None:
 
 
 def check_tensors(mesh: DeviceMesh) -> None:
-    """DTensors themselves: one that is given again counts once, or as often where it is read."""
+    """In a list of DTensors, one that is given again counts once, unless the list is read only."""
     grad = distribute_tensor(torch.full((4,), 2.0), mesh, [Shard(0)])
     for kind, factor in ((Kind.TENSORS, 1), (Kind.READ_ONLY, 2)):
         sums = REFERENCE.gather([grad, grad], kind).reduce(2.0)
@@ -251,7 +251,7 @@ def check_tensors(mesh: DeviceMesh) -> None:
 
 
 def check_outside_flags() -> None:
-    """A rank outside of the mesh looks at its own gradients alone, and nobody waits for it."""
+    """A rank outside the mesh looks only at its own gradients, and no rank waits for it."""
     if dist.get_world_size() < 3:
         return
     mesh = DeviceMesh("cpu", [0, 1])

@@ -37,7 +37,7 @@ class Case:
     def parameters(self) -> Parameters:
         """Return the parameters, the same ones at every call, with new gradients.
 
-        Meshes and groups are made once: each group of gloo's has threads of its own.
+        Meshes and groups are made once, because each gloo group has its own threads.
         """
         if self.made is None:
             self.made = self.make()

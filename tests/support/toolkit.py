@@ -5,7 +5,7 @@ import os
 from build_program import missing
 
 VARIABLE = "FASTCLIP_REQUIRE_TOOLKIT"
-"""Set in CI: there, a test that would be skipped for want of the toolkit fails."""
+"""CI sets it: then a test that would be skipped because the toolkit is missing fails."""
 
 
 def may_skip(reason: str | None) -> str | None:

@@ -30,7 +30,7 @@ class Arena:
     Attributes:
         tensors: the copies, in the order given.
         outside: accesses of kernels that lay outside of every tensor, as (kind, byte offset).
-        untrue: what kernels told the compiler to be a multiple of something, and is not.
+        untrue: values that kernels declare to be multiples of something, and that are not.
     """
 
     def __init__(self, values: Sequence[Tensor], misalignments: Sequence[int] = (0,)) -> None:
@@ -68,7 +68,7 @@ class Arena:
         np.add.at(self.reads if kind == "load" else self.writes, touched, 1)
 
     def note_hint(self, handle: TensorHandle, name: str, values: Sequence[int]) -> None:
-        """Check what a kernel tells the compiler: on a GPU, misaligned vectors are errors."""
+        """Check a kernel's hints to the compiler: on a GPU, misaligned vectors are errors."""
         if name == "tt.divisibility":
             self.untrue += [f"{n} % {values[0]}" for n in handle.data.ravel() if n % values[0]]
 
@@ -85,7 +85,7 @@ class Arena:
         return set(self.reads[span].tolist()), set(self.writes[span].tolist())
 
     def clear(self) -> None:
-        """Begin to count anew."""
+        """Start counting again from zero."""
         self.reads[:] = 0
         self.writes[:] = 0
 

@@ -64,7 +64,7 @@ class Variant:
 
     @property
     def is_exempt(self) -> bool:
-        """Return whether powers are computed, for so long that one load at a time is enough."""
+        """Return whether it computes powers, so slow that one load at a time is enough."""
         return self.kind == "POWER_SUM"
 
 

@@ -1,7 +1,7 @@
 """Passes every variant of the Triton kernels through Triton's front end; prints what it refuses.
 
-A process of its own: in the interpreter's, Triton's functions do not compile. What only compiles is
-typed and checked here as the interpreter, which runs Python, does not.
+This needs its own process, because Triton's functions do not compile in the interpreter's. Triton's
+front end checks types, which the interpreter, as it runs Python, does not.
 """
 
 import json

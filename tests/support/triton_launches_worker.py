@@ -1,6 +1,7 @@
 """Runs calls of the Triton backend with recorded launches and prints what was launched, as JSON.
 
-A process of its own: Triton's functions are made for its interpreter or for its compiler.
+This needs its own process: Triton's functions are made either for its interpreter or for its
+    compiler.
 """
 
 import json

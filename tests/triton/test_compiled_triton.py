@@ -1,4 +1,4 @@
-"""What Triton compiles keeps the design's static targets, and the document says what it is."""
+"""The compiled Triton kernels meet the static targets, and the document describes them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def least_in_flight(kernel: Kernel) -> tuple[int, int]:
         return 4, 1
     if kernel.variant.kernel == "clamp_kernel":
         return 4, 2  # compares so little that compilers spread the loads to use fewer registers
-    # Sums in float64 of 16-bit elements: of SUM_SQ the rescue alone.
+    # Sums in float64 of 16-bit elements: for SUM_SQ this is only the rescue.
     if kernel.variant.kind in ("SUM_SQ", "SUM_SQ_WIDE", "ABS_SUM"):
         return 2, 3
     return 0, MIN_LOADS

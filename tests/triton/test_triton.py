@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter: every access, every form, every order of programs.
 
-The mirror's own tests run over them too (the fixture "backend");
+The tests of the public functions also run over them (the fixture "backend");
 tests/triton/test_triton_operations.py has every operation with ``inv_scale`` and ``found_inf``.
 """
 
@@ -233,7 +233,7 @@ def test_the_sum_before_the_root_and_the_coefficient_are_written(mode: str) -> N
 def test_a_limit_in_memory(dtype: torch.dtype) -> None:
     grads = mixed_gradients() if dtype == torch.float64 else narrow_gradients()
     held = parameters(copies(grads))
-    # A list would read a tensor on the CPU at once.
+    # A list would read a tensor on the CPU immediately.
     limit = torch.tensor(0.5, dtype=torch.float64)
     norm = launches().clip(packed(held), ClipRequest(limit, 2.0)).total_norm
     assert norm is not None and norm.dtype == dtype

@@ -28,7 +28,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def not_interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the backend see itself as users do."""
+    """Let the backend see no interpreter, as for users."""
     monkeypatch.delenv("TRITON_INTERPRET")
     loading._import_reasons.cache_clear()
     yield
@@ -127,7 +127,7 @@ def test_a_missing_triton_makes_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
-    """Let checks of a GPU end so, one after another; what was learned before is forgotten."""
+    """Let checks of a GPU end like this, one after another, after forgetting what was known."""
     outcomes: list[Exception | None] = []
 
     def check(_: int) -> None:
@@ -166,7 +166,7 @@ def test_a_gpu_that_triton_can_run_on_is_asked_once(checks: list[Exception | Non
 
 
 def refused(error: Exception) -> LaunchError:
-    """Return what a launch raises that failed so."""
+    """Return what a launch raises that failed in this way."""
     refusal = LaunchError("Triton cannot launch finish_kernel")
     refusal.__cause__ = error
     return refusal

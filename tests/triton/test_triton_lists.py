@@ -1,4 +1,4 @@
-"""Triton's lists: what they hold, read again and tell, in Triton's interpreter."""
+"""Triton's lists: what they hold, read again and report, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_total_of_several_lists(norm_type: float, dtype: torch.dtype) -> None:
 
 
 def test_a_total_on_the_cpu_of_a_list_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    # That of a rank without gradients, whose list has no device.
+    # This is the total of a rank without gradients, whose list has no device.
     listed = TRITON.gather([], PARAMETERS)
     sums = listed.reduce(3.0)
     whole = sums.with_total(torch.tensor(27.0, dtype=torch.float64))

@@ -1,7 +1,7 @@
 """Every operation of a Triton list, with inv_scale and found_inf, against the float64 oracle.
 
-In Triton's interpreter. tests/triton/test_triton.py has norms, forms and accesses; here is
-what is written and what is not, of both kinds of sources, held and not.
+Kernels run in Triton's interpreter. tests/triton/test_triton.py has norms, forms and accesses; here
+is what is written and what is not, for both kinds of sources, held and not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MIXES = {
     "all": (torch.float32, torch.bfloat16, torch.float64, torch.float16),
 }
 by_mix = pytest.mark.parametrize("mix", MIXES)
-# Where what is multiplied by matters, and not what is multiplied.
+# These are for tests in which the factor matters, not what is multiplied.
 by_few_mixes = pytest.mark.parametrize("mix", ("float32", "all"))
 
 INVERSES = (None, 1.0, 0.3, -0.25)
@@ -123,7 +123,7 @@ def list_of(grads: list[Tensor], kind: Kind, is_held: bool) -> GradList:
 def cases(mix: str) -> Iterator[Case]:
     """Yield every inv_scale with every found_inf, over lists of all forms in turn."""
     combinations = itertools.product(INVERSES, FLAGS)
-    # Seven, so that none keeps to the same combinations.
+    # There are seven, so that none always meets the same combinations.
     forms = itertools.cycle([*FORMS, *FORMS[:3]])
     for (inverse, (before, bad)), form in zip(combinations, forms, strict=False):
         grads = gradients(MIXES[mix])

@@ -122,7 +122,7 @@ def test_the_memory_of_a_list(packer: None) -> None:
 
 
 def test_chunks_grow_with_the_list(without_extension: None) -> None:
-    # 5e9 elements that are nowhere: the addresses are not read.
+    # These are 5e9 elements without memory: the addresses are not read.
     assert torch_list._chunk_size(1 << 25) == 1 << 14
     assert torch_list._chunk_size((1 << 25) + (1 << 14)) == 1 << 15
     assert torch_list._chunk_size(1 << 40) == 1 << 20

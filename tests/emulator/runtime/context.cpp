@@ -1,5 +1,5 @@
-// The switch by hand for x86-64, with ucontext elsewhere, and what sanitizers want to be told of
-// it.
+// Switches between fibers, by hand on x86-64 and with ucontext elsewhere, and tells sanitizers
+// about it.
 #include "context.h"
 
 #include <sys/mman.h>

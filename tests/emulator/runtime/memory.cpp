@@ -81,7 +81,7 @@ std::vector<Region*>& regions() {
 }
 
 uint64_t accesses = 0;     // to watched memory, of any launch
-Region* latest = nullptr;  // that an access met: the next one is likely to meet it, too
+Region* latest = nullptr;  // that an access met: the next one is likely to meet it again
 
 size_t index_after(uintptr_t address) {
   std::vector<Region*>& all = regions();

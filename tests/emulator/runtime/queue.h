@@ -49,11 +49,11 @@ class Queue {
     insert(item);
   }
   void push(T* item) {
-    constexpr int kRedraw = 8;  // one in so many
+    constexpr int kRedraw = 8;  // once in this many turns
     if (schedule_ == Schedule::kPriorities && random_.below(kRedraw) == 0) item->priority = draw();
     insert(item);
   }
-  // Who sleeps comes after all others, or no schedule but random would ever come to them.
+  // A sleeping thread comes after all others: otherwise only the random schedule would reach those.
   void push_last(T* item) {
     item->priority = --lowest_;
     if (schedule_ != Schedule::kLifo) return insert(item);

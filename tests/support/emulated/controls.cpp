@@ -1,4 +1,5 @@
-// What Python tests set and ask of the emulator inside the extension, by ctypes (emulated.py).
+// What Python tests set and ask of the emulator inside the extension, by ctypes
+// (tests/support/emulated_native.py).
 #include <ATen/ATen.h>
 
 #include <cstdint>
@@ -15,7 +16,7 @@
 
 namespace fastclip {
 
-// The CPU kernels: the baseline alone, for lists that lie on the CPU in part.
+// The CPU kernels, for lists that lie on the CPU in part; the baseline is enough.
 const ChunkKernels* const* runnable_kernels(int* size) {
   static const ChunkKernels* const kTables[] = {&kBaselineKernels};
   *size = 1;
@@ -36,7 +37,7 @@ std::map<int, void*>& streams() {
   return known;
 }
 
-// What a graph writes stays, as in the memory pool that torch gives a graph.
+// The memory that a graph writes is kept, as in the memory pool that torch gives a graph.
 std::vector<at::Tensor>& kept() {
   static std::vector<at::Tensor> tensors;
   return tensors;
@@ -65,7 +66,7 @@ int place_of(const void* data) {
 
 at::Tensor place(const at::Tensor& tensor, int device) {
   void* const data = tensor.mutable_data_ptr();
-  // With one device there is nothing to confuse, and what is watched is slow.
+  // With one device there is nothing to confuse, and watching memory is slow.
   if (tensor.nbytes() == 0 || (emulator::machine().devices == 1 && !is_counting())) {
     if (is_capturing()) kept().push_back(tensor);
     return tensor;

@@ -7,13 +7,15 @@ namespace fastclip::accelerator {
 
 constexpr int kOnCpu = -1;
 
-// The number of the device that memory belongs to: 0, or what tests said (controls.cpp).
+// Returns the number of the device that memory belongs to: 0, or what tests have set
+// (controls.cpp).
 int place_of(const void* data);
 void* stream_of(int device);
-// Says that the tensor is on a device and returns it: it is watched, where that matters, as long as
-// it lives.
+// Places the tensor on a device and returns it. Where that matters, its memory is watched as long
+// as it lives.
 at::Tensor place(const at::Tensor& tensor, int device);
-// As torch's guard: a device that nothing has used yet becomes current again and stays unused.
+// Works as torch's guard does: a device that nothing has used yet becomes current again and stays
+// unused.
 void make_current(int device);
 int current();
 

@@ -78,7 +78,7 @@ T atomic(T* address, Place place, Change change) {
 template <typename T, typename... Types>
 constexpr bool kIsOneOf = (std::is_same_v<T, Types> || ...);
 
-// nvcc has atomics for these alone: `unsigned long` is none of them.
+// nvcc has atomics only for these types; `unsigned long` is not among them.
 template <typename T>
 constexpr bool kIsWord = kIsOneOf<T, int, unsigned, unsigned long long>;
 
