@@ -1,19 +1,15 @@
 """Same values, same bits: whatever the threads, the address, the instruction set and the run."""
 
-import hashlib
-from collections.abc import Sequence
-
 import native_calls
 import pytest
 import torch
+from native_bits import LENGTHS, digest, shifted
 from native_cases import (
     _C,
     CHUNK_SIZE,
     DTYPES,
     INSTRUCTION_SETS,
     NORM_TYPES,
-    SPAN_BYTES,
-    bits,
     gradient_of,
     parameters_of,
     random_list,
@@ -23,42 +19,10 @@ from native_cases import (
     using,
     using_threads,
 )
-from torch import Tensor
 
 import fastclip
 
 THREADS = (1, 2, 3)
-
-# Tensors longer than a span and ones that share a span with others, so that threads meet in both.
-LENGTHS = (3, 2 * SPAN_BYTES // 4 + CHUNK_SIZE + 5, 0, 33, CHUNK_SIZE - 1, 7 * CHUNK_SIZE + 1, 1)
-
-
-def shifted(tensors: Sequence[Tensor], offset: int) -> list[Tensor]:
-    """Copy each tensor to ``offset`` elements past the start of fresh memory."""
-    copies = []
-    for tensor in tensors:
-        copy = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
-        copies.append(copy.copy_(tensor))
-    return copies
-
-
-def digest(
-    lengths: Sequence[int] = LENGTHS,
-    offset: int = 0,
-    norm_types: Sequence[float] = NORM_TYPES,
-) -> str:
-    """Hash every bit that clips by norm and by value produce, over the dtypes and norm types."""
-    hashed = hashlib.sha256()
-    for dtype in DTYPES:
-        original = random_list(lengths, dtype)
-        for norm_type in norm_types:
-            gradients = shifted(original, offset)
-            parameters = parameters_of(gradients)
-            total_norm = fastclip.clip_grad_norm_(parameters, 1.0, norm_type, backend="native")
-            fastclip.clip_grad_value_(parameters, 1e-3, backend="native")
-            for tensor in (total_norm, *gradients):
-                hashed.update(bits(tensor).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
@@ -70,7 +34,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 def test_same_bits_for_any_number_of_threads_in_a_fresh_process() -> None:
-    program = "import test_native_bits as t; print(t.digest(norm_types=[2.0]))"
+    program = "import native_bits as t; print(t.digest(norm_types=[2.0]))"
     runs = [run_python(program, environment={"OMP_NUM_THREADS": str(n)}) for n in (1, 3)]
     assert [run.stderr for run in runs] == ["", ""]
     assert {run.stdout.strip() for run in runs} == {digest(norm_types=[2.0])}
@@ -137,8 +101,7 @@ def test_same_bits_at_any_address_for_each_instruction_set(name: str) -> None:
 def test_fastclip_isa_chooses_the_instruction_set_and_no_bit(name: str) -> None:
     lengths = (CHUNK_SIZE + 5, 33)
     program = (
-        "import fastclip, test_native_bits as t\n"
-        f"print(fastclip.instruction_set(), t.digest({lengths}))"
+        f"import fastclip, native_bits as t\nprint(fastclip.instruction_set(), t.digest({lengths}))"
     )
     run = run_python(program, environment={"FASTCLIP_ISA": name})
     assert run.stdout.split() == [name, digest(lengths)], run.stderr

@@ -1,7 +1,7 @@
 """Runs calls of the Triton backend with recorded launches and prints what was launched, as JSON.
 
 This needs its own process: Triton's functions are made either for its interpreter or for its
-    compiler.
+compiler.
 """
 
 import json
