@@ -133,7 +133,7 @@ def included_files(source: Path) -> list[str]:
 
 
 def can_show(fault: Fault) -> bool:
-    """Say whether this CPU can run what the fault's tests compare."""
+    """Return whether this CPU can run what the fault's tests compare."""
     from fastclip import _C  # here: check_native() says it better where there is none
 
     return not fault.needs_two_sets or len(_C.instruction_sets()) > 1

@@ -69,7 +69,7 @@ def kernel_sources(csrc: Path) -> list[Path]:
 
 
 def includes(source: Path, file: Path) -> bool:
-    """Say whether a source is, or includes, a file; by way of others, too."""
+    """Return whether a source is a file or includes it, perhaps through other files."""
     if source == file:
         return True
     names = re.findall(r'^#include "([^"]+)"', source.read_text(encoding="utf-8"), re.MULTILINE)

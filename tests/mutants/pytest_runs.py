@@ -64,7 +64,7 @@ def run_tests(site: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def judge(status: int, output: str) -> tuple[bool, str]:
-    """Say whether a run of tests noticed something, and which test it was."""
+    """Return whether a run of tests noticed something, and which test it was."""
     if -status in CRASHES:
         where = re.search(r'(test_\w+\.py)", line \d+ in (test_\w+)', output)
         test = f" in {where[1]}::{where[2]}" if where else ""

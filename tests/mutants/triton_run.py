@@ -45,7 +45,7 @@ def copy_package(site: Path) -> None:
 
 
 def judge_assertion(status: int, output: str) -> tuple[bool, str]:
-    """Say whether an assertion failed, and which: code that does not run has shown nothing."""
+    """Return whether an assertion failed, and which: code that does not run shows nothing."""
     is_caught, _ = judge(status, output)
     failed = re.search(r"^FAILED .*? - (assert .*|AssertionError.*)", output, re.MULTILINE)
     if is_caught and not failed:
