@@ -27,7 +27,7 @@ LAUNCH_MICROSECONDS = 2.0
 """Assumed, not measured: what each launch adds, the same on every GPU and for every kernel."""
 
 MAX_IN_ARGUMENTS = 1630
-"""kLongTable of csrc/cuda/work.h: a longer list is written to memory first, so many rows a launch.
+"""kLongTable of csrc/gpu_work.h: a longer list is written to memory first, so many rows a launch.
 tests/bench/test_roofline.py compares the launches with those that docs/counted-work.md counted."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
