@@ -145,7 +145,7 @@ def private_names(sources: Mapping[str, str], public: set[str]) -> list[str]:
 
 
 def environment_reads(sources: Mapping[str, str]) -> list[str]:
-    """List the modules outside backends/ that read the environment."""
+    """List the modules outside fastclip/backends/ that read the environment."""
     return [
         module
         for module, text in sources.items()
