@@ -127,7 +127,7 @@ std::pair<at::Tensor, at::Tensor> finish(const at::Tensor& total, double norm_ty
           coef.is_on_gpu() ? coef.tensor : scalar_tensor(coef.value, options.is_float64)};
 }
 
-// Not a constructor: Python takes 0.1 us longer to call a class than a function.
+// This is a function and no constructor, because Python takes 0.1 us longer to call a class.
 std::unique_ptr<GradList> gather(py::list sources, int kind, int kernels) {
   return std::make_unique<GradList>(std::move(sources), kind, kernels);
 }

@@ -110,8 +110,8 @@ cudaError_t launch_for(const CudaList& list, Grid grid, cudaStream_t stream, Ker
   });
 }
 
-// The same for a kernel that computes a norm: kernel_of(Type<Sum>{}, Type<Table>{}), which takes
-// `sums` before the other arguments.
+// Does the same for a kernel that computes a norm, kernel_of(Type<Sum>{}, Type<Table>{}), which
+// takes `sums` before the other arguments.
 template <typename KernelOf, typename... Arguments>
 cudaError_t launch_for(const CudaList& list, const CudaSums& sums, const Grid& grid,
                        cudaStream_t stream, KernelOf kernel_of, const Arguments&... arguments) {

@@ -43,7 +43,8 @@ struct Shape {
   int32_t groups;
   bool has_targets;
 
-  // For kernels that never have targets: their code for them goes away.
+  // Returns the shape for kernels that never have targets, so that nvcc drops their code for
+  // targets.
   __device__ Shape in_place() const { return {tensors, chunk_size, groups, false}; }
 };
 

@@ -27,7 +27,7 @@ AUTOMATIC = "automatic"
 """The name under which ``backend=None`` is reported."""
 
 NONFINITE = "is non-finite, so it cannot be clipped"
-"""In the message of error_if_nonfinite, as torch words it."""
+"""A part of error_if_nonfinite's message, in torch's words."""
 
 FLOAT32_UNIT = 2.0**-24
 FLOAT64_UNIT = 2.0**-53

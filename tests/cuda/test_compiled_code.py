@@ -57,7 +57,7 @@ def test_registers_suffice(compiled: list[Compiled], architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hot_loops_load_and_store_16_bytes(compiled: list[Compiled], architecture: str) -> None:
     for kernel in kernels(compiled, architecture):
-        # Of each dtype: the sum, the search for inf, the sum in float64, the rescale.
+        # For each dtype: the sum, the search for inf, the sum in float64, the rescale.
         loops = {
             "clip_kernel": 12,
             "reduce_kernel": 8,

@@ -16,7 +16,7 @@ struct Place {
   bool is_read_only = false;
 };
 
-// Device memory filled with NaN; at its end the zones around it must be intact.
+// Device memory filled with NaN. When it is freed, the zones around it must be intact.
 class Memory {
  public:
   Memory(Run& run, const std::string& name, size_t bytes, Place place);
@@ -86,10 +86,10 @@ class Gradients {
     return decode_at(spec(tensor).dtype, before(tensor, index));
   }
   void set(int tensor, int64_t index, double value);
-  // Puts back what the last call changed.
+  // Restores what the last call changed.
   void restore();
 
-  // As the emulator counted them, for all tensors; targets apart.
+  // The counts of the emulator, for all tensors; those of targets are separate.
   emulator::Traffic traffic() const { return traffic_of(memory_); }
   emulator::Traffic traffic(int tensor) const {
     return emulator::traffic(memory_[static_cast<size_t>(tensor)]->as<void>());
@@ -97,11 +97,12 @@ class Gradients {
   emulator::Traffic target_traffic() const { return traffic_of(target_memory_); }
 
   void expect_unchanged(const std::string& what) const;
-  // Every element, in the targets if there are any, is what `wanted` makes of the one before.
+  // Expects that every element, in the targets if there are any, is what `wanted` makes of the
+  // element before the call.
   using Wanted = std::function<uint64_t(int tensor, DType dtype, uint64_t before)>;
   void expect_each(const std::string& what, const Wanted& wanted) const;
   void expect_multiplied(const std::string& what, double coef) const;
-  // Of all bits of all tensors.
+  // Returns a hash of all bits of all tensors.
   uint64_t digest() const;
 
  private:

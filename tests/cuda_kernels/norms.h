@@ -48,7 +48,7 @@ class Workspace {
   CudaResult result() const;
   Outcome outcome() const;
   const Request& request() const { return request_; }
-  // As float32 or float64, whichever the request's results are.
+  // Returns it as float32 or float64, as the request's results are.
   static double read(const void* data, bool is_float64);
 
  private:
@@ -75,26 +75,27 @@ struct Norm {
   long double total_norm;  // without inv_scale
 };
 Norm norm_of(const Gradients& gradients, double norm_type);
-// Of a sum that is given.
+// Returns what a call must return for a given sum.
 Norm norm_of_total(long double total, double norm_type);
 
-// The relative error that a norm may have before it is rounded to its dtype; that of a sum.
+// Return the relative error that a norm may have before it is rounded to its dtype, and that of a
+// sum.
 double norm_tolerance(const Request& request);
 double sum_tolerance(const Request& request);
 
-// (1 / (total_norm + 1e-6)) * max_norm in the dtype of the results, at most 1.
+// Returns (1 / (total_norm + 1e-6)) * max_norm in the dtype of the results, at most 1.
 double coefficient(double total_norm, double max_norm, bool is_float64);
-// What the gradients are multiplied by.
+// Returns what the gradients are multiplied by.
 double factor(const Outcome& outcome, const Request& request);
 // Returns whether they are to be written at all.
 bool should_write(const Outcome& outcome, const Request& request);
 
-// Sums, total, total_norm and clip_coef are right. `list` is what was asked for, in words.
+// Expects that sums, total, total_norm and clip_coef are right. `list` describes the request.
 void expect_norm(Run& run, const std::string& list, const Gradients& gradients,
                  const Request& request, const Outcome& outcome);
 void expect_norm(Run& run, const std::string& list, const Norm& wanted, const Request& request,
                  const Outcome& outcome);
-// And so is every gradient.
+// Expects the same, and that every gradient is right.
 void expect_clipped(Run& run, const std::string& list, const Gradients& gradients,
                     const Request& request, const Outcome& outcome);
 void expect_same_outcome(Run& run, const std::string& what, const Outcome& got,

@@ -51,7 +51,8 @@ void rescue_extremes(Run& run) {
   });
 }
 
-// Around the magnitudes where float32 squares begin to lose digits, 2^-63, and overflow, 2^64.
+// Tries magnitudes around those where float32 squares begin to lose digits, 2^-63, and to overflow,
+// 2^64.
 void rescue_threshold(Run& run) {
   const DType dtype = kAllDTypes[run.seed() % kDTypes];
   for (const int exponent : {-75, -64, -62, -52, -51, -50, -24, 15, 62, 63, 64}) {

@@ -1,6 +1,6 @@
 // What tests set and ask of the emulator: the machine that the runtime API describes, the order in
 // which threads run, what went wrong, what was launched, who read and wrote which memory.
-// Not to be called from a kernel, except relaxed_grid_sync().
+// Kernels must not call these functions, except relaxed_grid_sync().
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace emulator {
 
-// Everything below as it was when the program started; watched memory is forgotten.
+// Resets everything below to what it was when the program started; watched memory is forgotten.
 void reset();
 
 // ---- The machine
@@ -39,7 +39,7 @@ struct Machine {
 
 Machine& machine();
 
-// Whether the device was used: cudaSetDevice and launches cost a device the memory of a context.
+// Returns whether the device was used: cudaSetDevice and launches cost it the memory of a context.
 bool has_context(int device);
 // Makes a device current and does not use it, as torch does where nothing has used it yet.
 void make_current(int device);
@@ -125,12 +125,12 @@ void clear_launches();
 cudaStream_t make_stream(int device);
 void set_stream_device(cudaStream_t stream, int device);
 
-// From here on launches on the stream are kept, with their arguments, and not run.
+// From this call on, launches on the stream are kept with their arguments and not run.
 void begin_capture(cudaStream_t stream);
-// Only what cudaStreamIsCapturing answers; launches run as ever.
+// Sets only what cudaStreamIsCapturing answers; launches still run.
 void set_capture_status(cudaStream_t stream, cudaStreamCaptureStatus status);
 
-// What a stream has captured, in order; replay() runs it, as often as one likes.
+// What a stream has captured, in order; replay() runs it, any number of times.
 struct Graph {
   int launches = 0;
   uint64_t id = 0;
@@ -152,7 +152,7 @@ struct Traffic {
   uint64_t written = 0;
   uint64_t unique_read = 0;
   uint64_t unique_written = 0;
-  // When: a number that grows with every access to watched memory; 0 for never.
+  // Times are numbers that grow with every access to watched memory; 0 stands for never.
   uint64_t first_read = 0;
   uint64_t first_write = 0;
 };
@@ -173,7 +173,7 @@ void clear_traffic();
 
 // ---- For faults that the emulator's own tests plant
 
-// A grid barrier that orders no memory: threads meet, ThreadSanitizer sees no edge.
+// A grid barrier that orders no memory: threads meet, but ThreadSanitizer sees no edge.
 void relaxed_grid_sync(detail::Place place = detail::Place::here());
 
 }  // namespace emulator

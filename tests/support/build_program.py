@@ -132,8 +132,8 @@ def _compile(source: Path, flags: Sequence[str], out: Path) -> Path:
 
 
 def _run_into(command: Sequence[str], target: Path) -> None:
-    # Under another name until it is whole: it may be cut off, and another process may have the old
-    # one loaded.
+    # It has another name until it is whole: the link may be cut off, and another process may have
+    # the old one loaded.
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     _run([*command, "-o", str(part)])
     part.replace(target)

@@ -45,7 +45,7 @@ def copy_tree(copy: Path) -> Path:
 def link_setuptools(packages: Path) -> None:
     """Make setuptools importable from the directory ``packages``."""
     installed = Path(str(importlib.import_module("setuptools").__file__)).parent.parent
-    # With its metadata: it finds its own plug-ins by them.
+    # Its metadata come along, by which it finds its own plug-ins.
     for path in (*installed.glob("setuptools*"), installed / "_distutils_hack"):
         (packages / path.name).symlink_to(path)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import amdgcn
 
-# Of libdevice's log2 and exp2 in float64.
+# These belong to libdevice's log2 and exp2 in float64.
 APPROXIMATIONS = ("abs.ftz.f32", "rcp.approx.ftz.f64")
 ARRIVAL = "atom.global.gpu.acq_rel.add.u32"
 POLL = re.compile(r"ld\.global\.gpu\.acquire\.b32|atom\.global\.gpu\.(acquire|acq_rel)\.add\.u32")
@@ -54,7 +54,7 @@ def _negated(lines: Sequence[str]) -> set[str]:
     zeros |= _pairs_of(zeros, lines)
     negated = {m[1] for line in lines if (m := re.match(r"neg\.f32\s+(%\w+),", line))}
     negated |= _pairs_of(negated, lines)
-    # As triton 3.6 writes it.
+    # This is how triton 3.6 writes it.
     differences = (re.match(r"sub\.rn\.f32(?:x2)?\s+(%\w+), (%\w+),", line) for line in lines)
     return negated | {m[1] for m in differences if m is not None and m[2] in zeros}
 

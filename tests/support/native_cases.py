@@ -36,7 +36,7 @@ CHUNK_SIZE = 1 << 14
 SPAN_BYTES = 1 << 19
 """kSpanCost of csrc/cpu_engine.h: about what a thread takes at a time."""
 
-# Around a vector of each instruction set, a block, a chunk and several chunks.
+# Sizes around a vector of each instruction set, a block, a chunk and several chunks.
 SIZES = (
     *(0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129),
     *(CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE, 3 * CHUNK_SIZE + 5),

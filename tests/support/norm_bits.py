@@ -26,7 +26,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-# Around vectors, warps, small tensors, chunks and spans, and many tiny tensors together.
+# Sizes around vectors, warps, small tensors, chunks and spans, and many tiny tensors together.
 SIZES: dict[str, tuple[int, ...]] = {
     "tiny": (1, 2, 3, 7),
     "vectors": (15, 16, 17, 31, 32, 33, 63, 64, 65),

@@ -12,7 +12,8 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Around what code counts in: vectors, warps, gathered lists, chunks of 16 Ki elements, slices.
+# Sizes around those that code counts in: vectors, warps, gathered lists, chunks of 16 Ki elements,
+# slices.
 SIZES = (0, 1, 2, 31, 33, 255, 4097, 16383, 16385, 32767, 32769)
 
 

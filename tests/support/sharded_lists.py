@@ -114,7 +114,7 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     names = mesh.mesh_dim_names or ()
     if "tp" in names:
         columns, rows = ColwiseParallel, RowwiseParallel
-        # From whole inputs to whole outputs, layer by layer.
+        # Each layer maps whole inputs to whole outputs.
         plan = {
             "0": columns(output_layouts=Replicate()),
             "1": columns(output_layouts=Replicate()),

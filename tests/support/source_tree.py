@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# At the end: the tests run against the installed fastclip, not against this tree's.
+# The tree goes to the end, because the tests run against the installed fastclip.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from build_support import check_wheel as check_wheel

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastclip.backends.triton.launches import Launches
 
 NORM_TYPES = (2.0, 1.0, math.inf, 3.0, 0.5)
-# Around vectors, small tensors, batches of 8 and of 1 blocks, chunks of 16 Ki elements.
+# Sizes around vectors, small tensors, batches of 8 and of 1 blocks, chunks of 16 Ki elements.
 SIZES = (0, 1, 5, 31, 1023, 1024, 1025, 2049, 4097, 8192, 8195, 16383, 16385, 32771, 40000)
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 

@@ -55,7 +55,7 @@ def test_what_lies_on_the_cpu_is_a_number_for_a_gpu(case: str, inverse: float | 
     by, number, is_float64 = NUMBERS[case]
     multiplier = multiplier_for(ON_GPU, by)
     assert multiplier == Multiplier(number=number, is_float64=is_float64)
-    # As a kernel on the GPU would multiply by it.
+    # A kernel on the GPU would multiply by this.
     grads = gradients(torch.float64)
     used = copies(grads)
     scalars = Scalars(None if inverse is None else torch.tensor(inverse), None)

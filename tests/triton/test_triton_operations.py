@@ -33,7 +33,7 @@ from fastclip.backends.request import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("interpreted")]
 
-# Around vectors, small tensors, batches and chunks; the last is two chunks.
+# Sizes around vectors, small tensors, batches and chunks; the last is two chunks.
 SIZES = (0, 1, 5, 33, 1023, 1025, 4099, 16500)
 
 MIXES = {

@@ -75,7 +75,7 @@ void start_at(Context& context, void (*entry)(), size_t offset) {
 
 #else
 
-// About ten times slower: two system calls a switch.
+// This is about ten times slower: a switch makes two system calls.
 void jump(Context& from, Context& to) {
   swapcontext(static_cast<ucontext_t*>(from.position), static_cast<ucontext_t*>(to.position));
 }

@@ -5,7 +5,8 @@
 
 namespace emulator::runtime {
 
-// Whether kernels are compiled for ThreadSanitizer. Only context.cpp differs between builds.
+// Returns whether kernels are compiled for ThreadSanitizer. Only context.cpp differs between
+// builds.
 extern const bool kHasThread;
 
 // Where a fiber, or the host thread that launched it, goes on.
@@ -33,7 +34,7 @@ void arrive();
 // What orders memory, for ThreadSanitizer; nothing in other builds.
 void acquire(void* sync);
 void release(void* sync);
-// As acquire() and release() of another fiber, which does not run.
+// Do what acquire() and release() do, for another fiber, which does not run.
 void acquire_as(void* tsan_fiber, void* sync);
 void release_as(void* tsan_fiber, void* sync);
 void* create_tsan_fiber();

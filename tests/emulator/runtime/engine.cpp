@@ -64,7 +64,7 @@ class Pool {
 
   static void abandon(Fiber& fiber) {
     clean_stack(fiber.context);
-    // Its frames are never left, and its accesses come before the next launch.
+    // The fiber never leaves its frames, and its accesses come before the next launch.
     release_as(fiber.context.tsan_fiber, &run().end);
     destroy_tsan_fiber(fiber.context.tsan_fiber);
     fiber.context.tsan_fiber = create_tsan_fiber();
@@ -247,7 +247,7 @@ void make_ready(Fiber& fiber) {
 void made_progress() { run().idle = 0; }
 
 void count_idle(uint64_t weight, Place place) {
-  // Long enough for every thread to have had many turns under a random schedule.
+  // This is long enough for every thread to have had many turns under a random schedule.
   constexpr uint64_t kBase = 100'000'000, kPerThread = 1'000'000;
   run().idle += weight;
   if (run().idle > kBase + kPerThread * run().live_threads) {

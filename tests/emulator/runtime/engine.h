@@ -74,7 +74,7 @@ struct Block {
   char* arena = nullptr;
   size_t arena_used = 0;
   size_t shared_bytes = 0;
-  // Not a vector, which the thread that first asks would allocate.
+  // This is no vector, because the thread that first asks would allocate it.
   Slot slots[kMaxSlots];
   int slots_used = 0;
 };
@@ -138,7 +138,7 @@ void count_idle(uint64_t weight, Place place);
 
 // Leaves the launch from a thread of it. The text is a printf format, without the place.
 [[noreturn, gnu::format(printf, 3, 4)]] void fail(Fault fault, Place place, const char* text, ...);
-// For the host to call: makes a report of the failure, or of the fact that all threads wait.
+// Makes a report of the failure, or of the fact that all threads wait. Called by the host.
 void report_failure();
 void report_deadlock();
 

@@ -179,7 +179,7 @@ Region* find_region(const Accessed& what) {
 
 }  // namespace
 
-// For the runtime API: -1 where nothing is watched.
+// Returns the device that memory belongs to, for the runtime API; -1 if the memory is not watched.
 int device_of(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   const size_t after = index_after(at);

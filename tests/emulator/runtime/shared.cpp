@@ -22,7 +22,8 @@ std::vector<Arena>& free_arenas() {
   return *only;
 }
 
-// Not memset, which ThreadSanitizer would see and take for the running thread's own stores.
+// This does not use memset, which ThreadSanitizer would see and take for stores of the running
+// thread.
 void fill(char* data, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) static_cast<volatile char*>(data)[i] = static_cast<char>(0xff);
 }

@@ -152,7 +152,7 @@ EXPORT void emulated_traffic(const void* data, uint64_t* counts) {
   counts[2] = traffic.unique_read;
   counts[3] = traffic.unique_written;
 }
-// From here on all memory that the binding allocates stays and is watched.
+// From this call on, all memory that the binding allocates is kept and watched.
 EXPORT void emulated_count_workspace() { fastclip::accelerator::is_counting() = true; }
 EXPORT void emulated_workspace_traffic(uint64_t* counts) {
   for (int i = 0; i < 4; ++i) counts[i] = 0;

@@ -45,7 +45,7 @@ SCALE_AND_CLAMP = tl.constexpr(2)  # the product with inv_scale, rounded to the 
 
 UNALIGNED_BLOCK = tl.constexpr(1024)
 
-# Which tensors are changed, and where the result goes.
+# Which tensors are changed, and where results go.
 ALL = tl.constexpr(0)  # in place
 WHERE_NEEDED = tl.constexpr(1)  # in place, except by coefficients of 1 and more
 INTO_TARGETS = tl.constexpr(2)  # new memory: written whatever the coefficient

@@ -40,7 +40,7 @@ inline int __clzll(long long x) {
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 
-// Not contracted to a fused operation, on either side: -ffp-contract=off.
+// Neither nvcc nor g++, by -ffp-contract=off, contracts these to a fused operation.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -67,7 +67,7 @@ FASTCLIP_EMULATOR_MIN_MAX(unsigned long long)
 #undef FASTCLIP_EMULATOR_MIN_MAX
 // clang-format on
 
-// As fmin and fmax: the other operand where one is NaN.
+// Like fmin and fmax, these return the other operand if one is NaN.
 inline float min(float a, float b) { return std::fmin(a, b); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }

@@ -111,7 +111,8 @@ void __stcs(T* address, typename emulator::detail::Same<T>::Type value,
             emulator::detail::Place place = emulator::detail::Place::here()) {
   emulator::detail::store(address, value, place);
 }
-// Non-coherent: wrong for memory that the launch writes, and kernels here write what they read.
+// This load is not coherent: it is wrong for memory that the launch writes, and kernels here write
+// what they read.
 template <typename T>
 T __ldg(const T* address) = delete;
 

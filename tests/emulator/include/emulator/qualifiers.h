@@ -1,4 +1,4 @@
-// What nvcc takes as part of the language. Include it last: the toolkit's headers define the same
+// What nvcc takes as part of the language. Include this last: the toolkit's headers define the same
 // names for compilers other than nvcc.
 #pragma once
 
@@ -19,7 +19,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 
-// g++ would make a variable of each thread's own of it.
+// g++ would make it a variable of each thread.
 #define __shared__ _Pragma("GCC error \"shared memory needs FASTCLIP_SHARED(type, name)\"")
 #define __managed__ _Pragma("GCC error \"__managed__ is not emulated\"")
 
@@ -30,8 +30,8 @@
   type& name = *static_cast<type*>(::emulator::detail::shared_memory( \
       &name##_key, sizeof(type), alignof(type), ::emulator::detail::Place::here()))
 
-// Of the thread that runs: written at every switch between threads. No macros, because
-// cudaLaunchConfig_t has members of these names.
+// The indices of the thread that runs, written at every switch between threads. They are no macros,
+// because cudaLaunchConfig_t has members of these names.
 extern uint3 threadIdx;
 extern uint3 blockIdx;
 extern dim3 blockDim;

@@ -54,7 +54,8 @@ bool is_cooperative();
 int lane();
 void sleep(Place place);
 void fence();
-// Around an atomic on `address`: lets others run first, and carries what fences order.
+// Called around an atomic on `address`: lets other threads run first, and carries what fences
+// order.
 void before_atomic(const volatile void* address);
 void after_atomic(const volatile void* address);
 
@@ -62,7 +63,7 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment, Place place
 
 enum class Access : uint8_t { kRead, kWrite, kAtomic };
 
-// Whether accesses have to be observed even when they are aligned.
+// Returns whether accesses have to be observed even when they are aligned.
 extern bool is_watching;
 void observe(const volatile void* address, size_t bytes, size_t alignment, Access access,
              Place place);
