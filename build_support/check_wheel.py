@@ -99,7 +99,7 @@ def judge(record: dict[str, object], diagnosis: Diagnosis) -> list[str]:
 
 
 def judge_kernels(reasons: Sequence[str]) -> list[str]:
-    """Return what is wrong with what the extension says of CUDA kernels that it should have."""
+    """Return what is wrong with the extension's report on CUDA kernels that it should have."""
     return [f"the extension says: {reason}" for reason in reasons if NO_KERNELS in reason]
 
 

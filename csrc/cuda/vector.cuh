@@ -161,8 +161,8 @@ struct Team {
 };
 
 // Calls body(first, all{}) for each batch of kLoads vectors that this thread of the team takes, at
-// `first`, `first` + team.size and so on. `all` says whether all of them exist, in its type: loads
-// without a condition are issued together, those of the last batch may not be.
+// `first`, `first` + team.size and so on. The type of `all` says whether the whole batch exists, as
+// it does except at the end: loads without a condition are issued together.
 template <typename Body>
 __device__ void for_each_batch(int vectors, Team team, Body body) {
   int first = team.thread;
@@ -198,7 +198,8 @@ __device__ void read_chunk(const Chunk& chunk, Team team, OnVector on_vector,
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) on_vector(batch[k]);
   });
-  // Fewer than a vector on each side: the first threads take the head, the last ones the tail.
+  // Each side has fewer elements than a vector: the first threads take the head, the last ones the
+  // tail.
   const int tail = chunk.count - head - vectors * T::kPerVector;
   if (team.thread < head) on_element(load<Element>(chunk.data + team.thread * sizeof(Element)));
   const int last = team.size - 1 - team.thread;
