@@ -73,8 +73,8 @@ class GradList {
     Gradients gradients = walk(/*takes_norm=*/true);
     const NormOptions options =
         options_of(gradients, request.norm_type, request.dtype, request.error_if_nonfinite);
-    const Finish finish{max_norm_of(request.max_norm, gradients),
-                        copy_if_held(gradients, inv_scale_of(request.inv_scale))};
+    const FinishArguments finish{max_norm_of(request.max_norm, gradients),
+                                 copy_if_held(gradients, inv_scale_of(request.inv_scale))};
     FoundInf found_inf(request.found_inf);
     found->set_list(options, gradients);
     found->parts = split_by_device(&gradients);
@@ -220,7 +220,7 @@ class GradList {
   }
 
   // Takes the norm and rescales. Waits for the norm only if error_if_nonfinite asks for it.
-  static void clip_parts(const Gradients& gradients, const Finish& finish, bool writes,
+  static void clip_parts(const Gradients& gradients, const FinishArguments& finish, bool writes,
                          CudaMode mode, FoundInf* found_inf, Remains* found) {
     NormOfParts norm(found, found_inf);
     const bool is_on_one_gpu = found->parts.size() == 1 && found->parts[0].is_gpu();

@@ -34,7 +34,7 @@ struct NormOptions {
 };
 
 // What total_norm and clip_coef depend on besides the sums.
-struct Finish {
+struct FinishArguments {
   Scalar max_norm;
   Scalar inv_scale = 1;
 };
@@ -63,9 +63,9 @@ inline void launch_finish(const Part& part, const CudaList& list, const CudaSums
 
 // Returns the arguments of a part's second step: what it reads, which `held` keeps alive, and where
 // its results go.
-inline CudaResult result_on(const Part& part, const NormOptions& options, const Finish& finish,
-                            const ResultMemory& memory, at::Tensor* total_norm,
-                            std::vector<at::Tensor>* held) {
+inline CudaResult result_on(const Part& part, const NormOptions& options,
+                            const FinishArguments& finish, const ResultMemory& memory,
+                            at::Tensor* total_norm, std::vector<at::Tensor>* held) {
   CudaResult result{};
   result.is_float64 = options.is_float64;
   *total_norm = accelerator::empty({}, options.dtype(), part.device);
@@ -84,7 +84,7 @@ inline CudaResult result_on(const Part& part, const NormOptions& options, const 
 }
 
 inline Finished finish_on_host(const Totals& totals, const NormOptions& options,
-                               const Finish& finish) {
+                               const FinishArguments& finish) {
   double total = 0;
   for (const Scalar& part : totals) total = options.norm().combine(total, part.on_host());
   const CpuNorm norm = finish_on_cpu(total, options.norm(), finish.max_norm.on_host(),
@@ -112,7 +112,7 @@ inline at::Tensor on_one_device(const Totals& totals, c10::Device device) {
 // Combines the totals of parts, which are in the order of the list, on `device`, that of the first
 // part.
 inline Finished finish_totals(const Totals& totals, c10::Device device, const NormOptions& options,
-                              const Finish& finish) {
+                              const FinishArguments& finish) {
   if (device.is_cpu()) return finish_on_host(totals, options, finish);
   Part part(device);
   part.stream = accelerator::current_stream(device);
@@ -276,7 +276,7 @@ class NormOfParts {
   NormOfParts(Remains* found, FoundInf* found_inf) : found_(*found), found_inf_(*found_inf) {}
 
   // Takes the norm and rescales in place, for a list on one GPU.
-  void clip(const Finish& finish, CudaMode mode) {
+  void clip(const FinishArguments& finish, CudaMode mode) {
     const Part& part = found_.parts[0];
     std::vector<at::Tensor> held;
     CudaResult result = result_on(part, found_.options, finish, {part.total, part.clip_coef},
@@ -289,7 +289,7 @@ class NormOfParts {
   }
 
   // Takes the sums and the totals, then the norm and the coefficient.
-  void finish(const Finish& finish) {
+  void finish(const FinishArguments& finish) {
     const Totals totals = reduce_parts();
     const Part& part = found_.parts[0];
     if (!totals.empty()) {

@@ -220,6 +220,7 @@ def _share_memory(targets: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
 
 
 def _is_lazy(tensor: Tensor) -> bool:
+    """Return whether it is a negative view, a zero tensor or an inference tensor."""
     return tensor.is_neg() or tensor._is_zerotensor() or tensor.is_inference()
 
 
