@@ -18,11 +18,11 @@ for step, inputs in enumerate(batches):
     optimizer.zero_grad()
     with torch.autocast("cpu", dtype=torch.float16):
         loss = mse_loss(model(inputs), torch.ones(8, 1))
-    # [snippet: amp]
     scaler.scale(loss).backward()
+    # [snippet: amp]
     scaler.unscale_(optimizer)
     total_norm = fastclip.clip_grad_norm_(model.parameters(), max_norm=1.0)
     scaler.step(optimizer)
-    scaler.update()
     # [snippet ends]
+    scaler.update()
     print(f"step {step}: norm {total_norm.item():.4f}, then a scale of {scaler.get_scale():.0f}")

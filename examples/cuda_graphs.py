@@ -25,8 +25,8 @@ graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
     total_norm = clipper.clip_()  # holds the norm of each replay
 graph.replay()
-print(f"the norm was {total_norm.item():.4f}")
 # [snippet ends]
+print(f"the norm was {total_norm.item():.4f}")
 for parameter in model.parameters():
     if parameter.grad is not None:
         parameter.grad.mul_(4)

@@ -19,9 +19,9 @@ clipper = fastclip.GradClipper(model.named_parameters(), max_norm=1.0)
 for inputs, targets in batches:
     mse_loss(model(inputs), targets).backward()
     total_norm, norms = clipper.clip_(), clipper.parameter_norms
+    # [snippet ends]
     optimizer.step()
     optimizer.zero_grad()
-# [snippet ends]
 largest = int(norms.argmax())
 print(f"the norm of the last step was {total_norm.item():.4f}")
 print(f"the largest of its parameters' norms was {norms[largest]:.4f}, of {clipper.names[largest]}")

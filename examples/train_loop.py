@@ -29,11 +29,11 @@ threshold = torch.stack(norms).quantile(0.9).item()
 # [snippet ends]
 print(f"nine of ten norms are at most {threshold:.4f}")
 
-# [snippet: list]
 for inputs, targets in batches:
+    # [snippet: list]
     mse_loss(model(inputs), targets).backward()
     total_norm = fastclip.clip_grad_norm_(model.parameters(), max_norm=1.0)
     optimizer.step()
+    # [snippet ends]
     optimizer.zero_grad()
-# [snippet ends]
 print(f"the norm of the last step was {total_norm.item():.4f}")

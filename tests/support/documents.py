@@ -16,7 +16,7 @@ GENERATED = ("compiled-code.md", "compiled-triton.md", "counted-work.md", "roofl
 SNIPPET = re.compile(
     r"^ *# \[snippet: ([\w-]+)\]\n(.*?)^ *# \[snippet ends\]$", re.MULTILINE | re.DOTALL
 )
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
@@ -52,8 +52,9 @@ def example_texts() -> list[str]:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Return the fenced blocks of a language."""
-    return [body.strip("\n") for name, body in BLOCK.findall(text) if name == language]
+    """Return the fenced blocks of a language, without the indentation of the list they are in."""
+    found = [(name, textwrap.dedent(body)) for _, name, body in BLOCK.findall(text)]
+    return [body.strip("\n") for name, body in found if name == language]
 
 
 def strangers(text: str, known: Iterable[str]) -> list[str]:
@@ -85,7 +86,7 @@ def broken_links(pages: Mapping[Path, str]) -> list[str]:
                 continue
             target, _, fragment = link.partition("#")
             path = (page.parent / target).resolve() if target else page
-            is_there = path.exists() and path.is_relative_to(ROOT)
+            is_there = path in pages or (path.exists() and path.is_relative_to(ROOT))
             if is_there and fragment:
                 read = pages.get(path) or path.read_text(encoding="utf-8")
                 is_there = fragment in anchors(read)
@@ -105,11 +106,11 @@ def missing_paths(pages: Mapping[Path, str], tree: Iterable[str]) -> list[str]:
         text_only = re.sub(r"\]\([^)]*\)", "]", text)
         named = set(IN_TEXT.findall(text_only))
         short = {name for name in IN_BACKTICKS.findall(text_only) if not name.startswith(MADE)}
-        for name in sorted(named | short):
+        for name in sorted({name.rstrip("/") for name in named | short}):
             if "*" in name:
-                is_there = any(ROOT.glob(name.rstrip("/")))
+                is_there = any(ROOT.glob(name))
             else:
-                end = f"/{name.rstrip('/')}"
+                end = f"/{name}"
                 is_there = any(path.endswith(end) or f"{end}/" in path for path in known)
             if not is_there:
                 wrong.append(f"{page.name}: {name}")
