@@ -292,3 +292,10 @@ def test_what_a_reader_is_told_to_run_is_there() -> None:
     }
     assert len(named) > 8
     assert named - targets == set()
+
+
+def test_pre_commit_runs_the_versions_of_make_lint() -> None:
+    pinned = set(re.findall(r'"((?:ruff|clang-format)==[^"]+)"', read(ROOT / "pyproject.toml")))
+    hooks = set(re.findall(r'"([\w-]+==[^"]+)"', read(ROOT / ".pre-commit-config.yaml")))
+    assert len(pinned) == 2
+    assert hooks == pinned
