@@ -2,7 +2,7 @@
 
 Everything beyond torch's own arguments is keyword-only. Where results differ on purpose (float32
 norms of 16-bit gradients, no overflow, no write when nothing is clipped, shared gradients counted
-once), the README describes it.
+once), docs/differences.md says so.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 
 import fastclip
 from fastclip import _build
-from fastclip.cli import doctor
 from fastclip.backends import base, extension
+from fastclip.cli import doctor
 
 RECORD = {
     "mode": "cpu",

@@ -298,7 +298,7 @@ def document(compiled: Sequence[Compiled], release: str) -> str:
 INTRODUCTION = """\
 # What nvcc makes of the kernels
 
-Compiled by nvcc {release} with the flags of the build, without a GPU; kernels.md says what one has
+Compiled by nvcc {release} with the flags of the build, without a GPU; evidence.md says what one has
 run. Registers are those of the variants for a short table, a long one (both in kernel arguments)
 and one in device memory, in the order of the symbols. Spills, stack and shared memory are bytes. A
 hot loop is an innermost loop that reads 16 bytes at a time; loads in flight are those that a thread

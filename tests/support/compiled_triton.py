@@ -156,7 +156,7 @@ def document(kernels: Sequence[Kernel], version: str) -> str:
 INTRODUCTION = """\
 # What Triton makes of its kernels
 
-Compiled by Triton {version} with the options of a launch, without a GPU; kernels.md says
+Compiled by Triton {version} with the options of a launch, without a GPU; evidence.md says
 what one has run. For AMD's it is compiled, not run. Of sm_90 every kernel is here with every kind
 of sum, of gfx942 the sums other than SUM_SQ for one dtype, and of the others the main kernels.
 "all" is one kernel for all four dtypes, "narrow" one for all but float64: of a list with float64

@@ -1,0 +1,64 @@
+"""Run a program with torch's own clips in the place of fastclip's: what is its output then?
+
+``python tests/support/stock_fastclip.py PROGRAM``. It never imports fastclip.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import utils
+
+
+class GradClipper:
+    """What ``fastclip.GradClipper`` does, in torch's words."""
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, Tensor]],
+        max_norm: float,
+        error_if_nonfinite: bool = False,
+    ) -> None:
+        self._named = dict(parameters)
+        self.names = list(self._named)
+        self._max_norm = max_norm
+        self._error_if_nonfinite = error_if_nonfinite
+        self.parameter_norms = torch.zeros(0)
+
+    def clip_(self) -> Tensor:
+        grads = [p.grad for p in self._named.values() if p.grad is not None]
+        if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+            self._look(grads)
+        return utils.clip_grad_norm_(
+            self._named.values(), self._max_norm, error_if_nonfinite=self._error_if_nonfinite
+        )
+
+    def _look(self, grads: list[Tensor]) -> None:
+        self.parameter_norms = torch.stack([g.norm() for g in grads])
+        bad = [
+            f"{name} {tuple(p.shape)}"
+            for name, p in self._named.items()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        if bad and self._error_if_nonfinite:
+            raise RuntimeError(f"...; non-finite gradients: {', '.join(bad)}")
+
+
+def main() -> None:
+    stock = ModuleType("fastclip")
+    stock.__dict__.update(
+        GradClipper=GradClipper,
+        clip_grad_norm_=utils.clip_grad_norm_,
+        get_total_norm=utils.get_total_norm,
+    )
+    sys.modules["fastclip"] = stock
+    runpy.run_path(sys.argv[1], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
