@@ -25,7 +25,7 @@ QUIETLY := -W ignore
 
 # A torch with CUDA is to be measured with CUDA kernels: to build without them must be asked for.
 # Expanded in a recipe alone, after torch is installed.
-GPU_BUILD = $(or $(FASTCLIP_BUILD),$(shell $(BIN)/python bench/devices.py --build 2> /dev/null),auto)
+GPU_BUILD = $(or $(FASTCLIP_BUILD),$(shell $(BIN)/python bench devices --build 2> /dev/null),auto)
 
 # Tests in two processes, and each file in one of them: what its tests share is made once. Threads
 # that wait sleep: a test may run beside another one's. pytest-benchmark would time nothing.
@@ -59,28 +59,28 @@ mutants: $(ALL_STAMP)
 	$(BIN)/python tests/mutants/triton_run.py
 
 bench: $(ALL_STAMP)
-	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+	$(BIN)/python bench cpu $(BENCH_FLAGS)
 
 # On a machine with a GPU: its tests, compute-sanitizer where that is installed, then all times and a
 # report of everything in GPU_REPORT. Whether there is a GPU is asked before anything is built. Tests
-# that fail do not keep the times from being taken: bench/gpu.py judges, and fails in the end.
+# that fail do not keep the times from being taken: `bench gpu` judges, and fails in the end.
 gpu: $(TORCH_STAMP)
-	@$(BIN)/python $(QUIETLY) bench/devices.py
+	@$(BIN)/python $(QUIETLY) bench devices
 	rm -f $(VENV)/gpu.xml $(SANITIZED) $(addprefix $(GPU_REPORT)/report.,md png json)
 	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	-cd $(VENV) && TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) $(CURDIR)/tests/cuda/test_gpu.py
 	-$(RUN_SANITIZER)
-	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py $(GPU_FLAGS) --out $(GPU_REPORT) \
+	TRITON_INTERPRET=0 $(BIN)/python bench gpu $(GPU_FLAGS) --out $(GPU_REPORT) \
 		--junit $(VENV)/gpu.xml --sanitizer $(SANITIZED)
 
 # On a machine with a GPU: its tests under each of compute-sanitizer's tools.
 sanitize: $(TORCH_STAMP)
-	@$(BIN)/python $(QUIETLY) bench/devices.py
+	@$(BIN)/python $(QUIETLY) bench devices
 	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	$(RUN_SANITIZER)
 
-RUN_SANITIZER = $(BIN)/python bench/sanitize.py --sanitizer "$(SANITIZER)" --out $(SANITIZED)
+RUN_SANITIZER = $(BIN)/python bench sanitize --sanitizer "$(SANITIZER)" --out $(SANITIZED)
 
 # The CPU kernels for aarch64, run under qemu-user: the same bits as on this machine, or it fails.
 aarch64:

@@ -1,4 +1,4 @@
-"""bench/gpu.py, which `make gpu` runs: on the CPU it goes the same ways, and says that it does."""
+"""bench gpu, which `make gpu` runs: on the CPU it goes the same ways, and says that it does."""
 
 import json
 import os
@@ -13,15 +13,11 @@ from source_tree import ROOT
 from torch import Tensor
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-import devices
-import entrants
-import gpu
-import gpu_rows
-from gradients import Gradients
-from shapes import Case
+from bench.core.gradients import Gradients
+from bench.core.shapes import Case
+from bench.gpu import devices, entrants
+from bench.gpu import rows as gpu_rows
+from bench.gpu import run as gpu
 
 QUICK = ["--device", "cpu", "--quick", "--cases", "1000x64"]
 
@@ -102,7 +98,7 @@ def test_the_command_writes_a_report_without_the_others(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError('made up')\n")
     environ = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "gpu.py"), *QUICK, "--dtypes", "float32"],
+        [sys.executable, str(ROOT / "bench"), "gpu", *QUICK, "--dtypes", "float32"],
         cwd=tmp_path,
         env={**os.environ, **environ},
         check=False,
@@ -221,6 +217,6 @@ def test_without_a_gpu_one_sentence_says_so(
     assert devices.main([]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    for line, who in zip(told.err.splitlines(), ("bench/gpu.py", "make gpu"), strict=True):
+    for line, who in zip(told.err.splitlines(), ("bench gpu", "make gpu"), strict=True):
         assert line.startswith(f"{who}: a GPU is needed: torch {torch.__version__} ")
     assert not (tmp_path / "out").exists()

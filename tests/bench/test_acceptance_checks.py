@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,9 @@ import torch
 from source_tree import ROOT
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-import devices
-import entrants
-import gpu
-import gpu_checks
-import sanitize
+from bench.gpu import checks as gpu_checks
+from bench.gpu import devices, entrants, sanitize
+from bench.gpu import run as gpu
 
 RUN = ["--device", "cpu", "--quick", "--cases", "1000x64", "--dtypes", "float32"]
 
@@ -56,8 +50,8 @@ def test_make_gpu_asks_for_a_gpu_then_tests_then_times(sanitizer: str) -> None:
     told = recipe(f"SANITIZER={sanitizer}")
     # What an older run left is removed first. pip installs torch before anything can be asked, and
     # all else afterwards.
-    steps = ("bench/devices.py", "gpu.xml .venv/sanitized.txt gpu-report/report.md", "pip install")
-    steps += ("-m gpu", f'bench/sanitize.py --sanitizer "{sanitizer}"', "bench/gpu.py")
+    steps = ("bench devices", "gpu.xml .venv/sanitized.txt gpu-report/report.md", "pip install")
+    steps += ("-m gpu", f'bench sanitize --sanitizer "{sanitizer}"', "bench gpu")
     places = [told.rindex(step) for step in steps]
     assert places == sorted(places)
     assert told.count("TRITON_INTERPRET=0") == 2
@@ -68,8 +62,8 @@ FAKE_PYTHON = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
 *--build*) echo cuda ;;
-bench/gpu.py*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
-"-m pytest"*|bench/sanitize.py*) exit 1 ;;
+bench gpu*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
+"-m pytest"*|bench sanitize*) exit 1 ;;
 esac
 """
 
@@ -99,7 +93,7 @@ def test_make_gpu_takes_the_times_though_tests_fail(tmp_path: Path, status: int)
     # What takes the times decides, alone.
     assert (done.returncode == 0) is (status == 0), done.stderr
     told = log.read_text(encoding="utf-8")
-    steps = ("-m pytest", "bench/sanitize.py", "bench/gpu.py")
+    steps = ("-m pytest", "bench sanitize", "bench gpu")
     assert [told.index(step) for step in steps] == sorted(told.index(step) for step in steps)
     # They were gone before the times were taken.
     listed = told.rpartition("--sanitizer")[2].splitlines()[1:]
@@ -117,7 +111,7 @@ def test_make_gpu_takes_an_environment_from_elsewhere(tmp_path: Path) -> None:
 def test_make_gpu_builds_cuda_kernels_for_a_torch_with_cuda(tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text('#!/bin/sh\n[ "$2" = --build ] && echo cuda\n')
+    python.write_text('#!/bin/sh\n[ "$3" = --build ] && echo cuda\n')
     python.chmod(0o755)
     assert "FASTCLIP_BUILD=cuda " in recipe(f"VENV={tmp_path}")
     # What the user set holds.

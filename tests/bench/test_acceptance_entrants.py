@@ -1,19 +1,14 @@
-"""Who takes part in bench/gpu.py, and who is absent and why."""
+"""Who takes part in bench gpu, and who is absent and why."""
 
 import sys
 
 import fake_gpu_report
 import pytest
 from fake_gpu_report import FIVE, choose_forms, install, install_others
-from source_tree import ROOT
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-import clip_form
-import entrants
-from gradients import Gradients
+from bench.core.gradients import Gradients
+from bench.gpu import clip_form, entrants
 
 
 def test_a_backend_that_cannot_run_is_absent_with_its_reasons(

@@ -1,18 +1,14 @@
-"""What bench/gpu.py reports, from runs that never were: the choice, the predictions, the skips."""
+"""What bench gpu reports, from runs that never were: the choice, the predictions, the skips."""
 
 import math
-import sys
 
 import fake_gpu_report
 import pytest
 from fake_gpu_report import forms, report
-from source_tree import ROOT
 
-sys.path.append(str(ROOT / "bench"))
-
-import gpu_report
-import roofline
-from fused_or_split import choose
+from bench.gpu import report as gpu_report
+from bench.gpu.fused_or_split import choose
+from bench.model import roofline
 
 
 @pytest.mark.parametrize(

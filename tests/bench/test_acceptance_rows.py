@@ -1,25 +1,20 @@
-"""What bench/gpu.py times of one case: on the CPU, with entrants and devices that fail."""
+"""What bench gpu times of one case: on the CPU, with entrants and devices that fail."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from fake_gpu_report import FIVE, ours, report
-from source_tree import ROOT
 from torch import Tensor
 
-sys.path.append(str(ROOT / "bench"))
-
-import devices
-import entrants
-import gpu_calls
-import gpu_report
-import gpu_rows
-from gradients import Gradients
-from timing import Effort
+from bench.core.gradients import Gradients
+from bench.core.timing import Effort
+from bench.gpu import calls as gpu_calls
+from bench.gpu import devices, entrants
+from bench.gpu import report as gpu_report
+from bench.gpu import rows as gpu_rows
 
 
 class Watched(devices.CpuDevice):

@@ -1,4 +1,4 @@
-"""Reports of runs that never were, and packages that are not there, to test bench/gpu.py."""
+"""Reports of runs that never were, and packages that are not there, to test bench gpu."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -6,18 +6,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from source_tree import ROOT
 from torch import Tensor
 
-sys.path.append(str(ROOT / "bench"))
-
-import entrants
-from fused_or_split import Choice, choose
-from gpu_report import GpuReport
-from gpu_rows import Entry, GpuRow, HostTime
-from machine import Company, describe
-from measure import Milliseconds
-from shapes import Case
+from bench.core.machine import Company, describe
+from bench.core.shapes import Case
+from bench.cpu.measure import Milliseconds
+from bench.gpu import entrants
+from bench.gpu.fused_or_split import Choice, choose
+from bench.gpu.report import GpuReport
+from bench.gpu.rows import Entry, GpuRow, HostTime
 
 N_BYTES = 64_000 * 4
 FIVE = Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")

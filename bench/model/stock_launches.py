@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from shapes import Case
+from bench.core.shapes import Case
 
 CHUNK_SIZE = 65536
 """kChunkSize of ATen/native/cuda/MultiTensorApply.cuh: a block takes as many elements."""

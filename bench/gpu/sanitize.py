@@ -1,6 +1,6 @@
 """Run the GPU tests under compute-sanitizer's tools, and write a line about each.
 
-    python bench/sanitize.py --sanitizer FILE --out FILE
+    python bench sanitize --sanitizer FILE --out FILE
 
 With torch's caching allocator the tools would miss accesses beyond a tensor; a graph's capture
 works with it alone. All tools run, whatever the first ones report. The exit status is 1 if one
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 COMPLAINT = 86
 """The exit status for a complaint: none of pytest's own."""
@@ -68,7 +68,7 @@ def run(run: Run, options: argparse.Namespace) -> str:
     command = [options.sanitizer, "--tool", run.tool, *run.options]
     command += ["--error-exitcode", str(COMPLAINT), sys.executable, "-m", "pytest"]
     command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
-    command += [*run.pytest, str(ROOT / "tests" / "test_gpu.py")]
+    command += [*run.pytest, str(ROOT / "tests" / "cuda" / "test_gpu.py")]
     environ = {**os.environ, "TRITON_INTERPRET": "0", **run.environ}
     # Not from the source tree: the tests must see the installed package.
     folder = options.out.parent
@@ -102,7 +102,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     return int(any(word in line for line in lines for word in BAD_WORDS))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

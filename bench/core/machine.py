@@ -13,7 +13,7 @@ import torch
 
 import fastclip
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Machine(TypedDict):

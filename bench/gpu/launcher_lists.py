@@ -1,13 +1,15 @@
 """Write the lists of gradients for bench/cuda/launchers_bench.cu: name, tensors, elements of each.
 
-python bench/launcher_lists.py > lists.txt
+python bench launcher_lists > lists.txt
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from math import prod
 
-from shapes import CASES
+from bench.core.shapes import CASES
 
 # Beside the benchmark's cases: one tensor of middling size, and a few small ones.
 EXTRA: dict[str, tuple[int, ...]] = {
@@ -23,10 +25,8 @@ def lines() -> list[str]:
     return [" ".join(map(str, (name, len(counts), *counts))) for name, counts in lists.items()]
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     """Print all lists."""
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
     print("\n".join(lines()))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

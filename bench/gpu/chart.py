@@ -1,4 +1,4 @@
-"""A run of bench/gpu.py as one picture: how many times faster than stock, case by case."""
+"""A run of bench gpu as one picture: how many times faster than stock, case by case."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrants import STOCK
-from gpu_report import GpuReport, provenance, title
-from gpu_rows import GpuRow
+from bench.gpu.entrants import STOCK
+from bench.gpu.report import GpuReport, provenance, title
+from bench.gpu.rows import GpuRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

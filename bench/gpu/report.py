@@ -1,17 +1,17 @@
-"""A run of bench/gpu.py as data and as Markdown."""
+"""A run of bench gpu as data and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TypedDict
 
-from entrants import STOCK
-from fused_or_split import CAVEAT, Choice
-from gpu_predictions import predictions, predictions_note
-from gpu_rows import Entry, GpuRow, HostTime
-from machine import Machine
-from roofline import significant
-from shapes import CASES
+from bench.core.machine import Machine
+from bench.core.shapes import CASES
+from bench.gpu.entrants import STOCK
+from bench.gpu.fused_or_split import CAVEAT, Choice
+from bench.gpu.predictions import predictions, predictions_note
+from bench.gpu.rows import Entry, GpuRow, HostTime
+from bench.model.roofline import significant
 
 NOT_A_GPU = "NOT a GPU measurement"
 
@@ -45,7 +45,7 @@ def title(report: GpuReport) -> str:
     """Return the report's first line."""
     if report["is_gpu"]:
         return f"fastclip on {report['device_name']}"
-    return f"{NOT_A_GPU}: bench/gpu.py tried on a CPU"
+    return f"{NOT_A_GPU}: bench gpu tried on a CPU"
 
 
 def provenance(report: GpuReport) -> str:

@@ -1,6 +1,6 @@
 """Compare fastclip with stock PyTorch, apex and TransformerEngine on a GPU, and write a report.
 
-    python bench/gpu.py [--device cuda|cpu] [--cases NAME ...] [--dtypes NAME ...] [--quick]
+    python bench gpu [--device cuda|cpu] [--cases NAME ...] [--dtypes NAME ...] [--quick]
                         [--out FOLDER] [--junit FILE] [--sanitizer FILE]
 
 Each result is checked against float64 before it is timed; who gives a wrong one or raises is left
@@ -22,21 +22,21 @@ from importlib import metadata
 from itertools import product
 from pathlib import Path
 
-import entrants
 import torch
-from devices import Device, open_device, why_no_gpu
-from fused_or_split import CAVEAT, choose
-from gpu_calls import Bench, reason_of
-from gpu_chart import draw
-from gpu_checks import check_sanitizer, check_tests, missing_backends, nothing_timed
-from gpu_report import GpuReport, failure_lines, markdown
-from gpu_rows import GpuRow, HostTime, copy_speed, measure_host, measure_row
-from gradients import DTYPES, Gradients, WrongResultError
-from machine import Company, describe
-from shapes import CASES
-from timing import QUICK_EFFORT, Effort
 
 import fastclip
+from bench.core.gradients import DTYPES, Gradients, WrongResultError
+from bench.core.machine import Company, describe
+from bench.core.shapes import CASES
+from bench.core.timing import QUICK_EFFORT, Effort
+from bench.gpu import entrants
+from bench.gpu.calls import Bench, reason_of
+from bench.gpu.chart import draw
+from bench.gpu.checks import check_sanitizer, check_tests, missing_backends, nothing_timed
+from bench.gpu.devices import Device, open_device, why_no_gpu
+from bench.gpu.fused_or_split import CAVEAT, choose
+from bench.gpu.report import GpuReport, failure_lines, markdown
+from bench.gpu.rows import GpuRow, HostTime, copy_speed, measure_host, measure_row
 
 EFFORT = Effort(min_repetitions=7, max_repetitions=100, seconds=1.0)
 PARTIAL = "partial.jsonl"
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), metavar="FOLDER")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="pytest's report of the tests")
     parser.add_argument(
-        "--sanitizer", type=Path, metavar="FILE", help="what bench/sanitize.py wrote"
+        "--sanitizer", type=Path, metavar="FILE", help="what `bench sanitize` wrote"
     )
     options = parser.parse_args(arguments)
     if options.cases is None:
@@ -228,11 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     reason = why_no_gpu() if options.device == "cuda" else None
     if reason is not None:
-        print(f"bench/gpu.py: {reason}", file=sys.stderr)
+        print(f"bench gpu: {reason}", file=sys.stderr)
         return 1
     reason = why_not_ready(options)
     if reason is not None:
-        print(f"bench/gpu.py: nothing was measured: {reason}", file=sys.stderr)
+        print(f"bench gpu: nothing was measured: {reason}", file=sys.stderr)
         return 1
     report = run(options, open_device(options.device))
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -245,7 +245,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in failure_lines(report):
         print(line, file=sys.stderr)
     return int(bool(report["failures"]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

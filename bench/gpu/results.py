@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-H200 = Path(__file__).parent / "results" / "2026-11-28-h200"
+H200 = Path(__file__).parents[1] / "results" / "2026-11-28-h200"
 H200_RUN = """\
 One NVIDIA H200, driver 580.159.04, torch 2.11.0+cu130, fastclip a0b1021, L2 flushed, 2026-11-28"""
 
@@ -15,7 +15,7 @@ Row = tuple[str, str, bool]
 
 
 def device_microseconds(entrant: str, folder: Path = H200) -> dict[Row, float]:
-    """Return the median time on the device of an entrant of bench/gpu.py, by row."""
+    """Return the median time on the device of an entrant of bench gpu, by row."""
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         (row["case"], row["dtype"], row["clipped"]): row["entries"][entrant]["device"]["median"]

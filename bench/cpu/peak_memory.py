@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from gradients import DTYPES
 
 import fastclip
+from bench.core.gradients import DTYPES
 
 N_TENSORS = 250
 
@@ -44,22 +44,22 @@ def growth(call: Callable[[], object]) -> int:
     return status_bytes("VmHWM") - before
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     """Build gradients of the given size, clip once to warm up, and measure the second clip."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bytes", type=int, default=10**9)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--backend")
-    arguments = parser.parse_args()
-    dtype = DTYPES[arguments.dtype]
-    n_elements = arguments.bytes // N_TENSORS // dtype.itemsize
+    options = parser.parse_args(arguments)
+    dtype = DTYPES[options.dtype]
+    n_elements = options.bytes // N_TENSORS // dtype.itemsize
     parameters = [
         torch.nn.Parameter(torch.empty(n_elements, dtype=dtype)) for _ in range(N_TENSORS)
     ]
     for parameter in parameters:
         # Written, so that every page is there: an untouched one would count as growth.
         parameter.grad = torch.full_like(parameter, 0.5)
-    max_norm, backend = 1e-3, arguments.backend
+    max_norm, backend = 1e-3, options.backend
     clipper = fastclip.GradClipper(parameters, max_norm, backend=backend)
     calls: dict[str, Callable[[], object]] = {
         "list": lambda: fastclip.clip_grad_norm_(parameters, max_norm, backend=backend),
@@ -67,15 +67,12 @@ def main() -> None:
         "stock": lambda: torch.nn.utils.clip_grad_norm_(parameters, max_norm),
     }
     grown: dict[str, int] = {}
-    for name, call in calls.items():
-        call()
-        grown[name] = growth(call)
-    print(json.dumps(grown))
-
-
-if __name__ == "__main__":
     try:
-        main()
+        for name, call in calls.items():
+            call()
+            grown[name] = growth(call)
     except OSError as error:  # this system does not tell, or does not let the peak be reset
         print(error, file=sys.stderr)
-        sys.exit(NOT_MEASURABLE)
+        return NOT_MEASURABLE
+    print(json.dumps(grown))
+    return 0

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from clip_form import in_form
-from devices import Clip, Device, NotCapturedError, NotTriedError
-from entrants import STOCK, Entrant
-from gradients import Gradients, WrongResultError
-from measure import check_coefficient
-from timing import Clock, Contender, Effort, Sample, alternate
+
+from bench.core.gradients import Gradients, WrongResultError
+from bench.core.timing import Clock, Contender, Effort, Sample, alternate
+from bench.cpu.measure import check_coefficient
+from bench.gpu.clip_form import in_form
+from bench.gpu.devices import Clip, Device, NotCapturedError, NotTriedError
+from bench.gpu.entrants import STOCK, Entrant
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from entrants import CLIPPER, STOCK
-from gpu_rows import GpuRow
-from roofline import LAUNCH_MICROSECONDS, Work, fastclip_work, known_gpu, significant, stock_work
-from shapes import CASES
-from stock_launches import Limits, limits_of
+from bench.core.shapes import CASES
+from bench.gpu.entrants import CLIPPER, STOCK
+from bench.gpu.rows import GpuRow
+from bench.model.roofline import (
+    LAUNCH_MICROSECONDS,
+    Work,
+    fastclip_work,
+    known_gpu,
+    significant,
+    stock_work,
+)
+from bench.model.stock_launches import Limits, limits_of
 
 if TYPE_CHECKING:
-    from gpu_report import GpuReport
+    from bench.gpu.report import GpuReport
 
 
 def predicted_work(row: GpuRow, name: str, limits: Limits) -> Work | None:

@@ -8,9 +8,9 @@ from operator import truediv
 from statistics import geometric_mean, median
 from typing import TypedDict
 
-from entrants import form_name
-from gpu_rows import GpuRow
-from shapes import CASES, Case
+from bench.core.shapes import CASES, Case
+from bench.gpu.entrants import form_name
+from bench.gpu.rows import GpuRow
 
 MARGIN = 0.01
 """Forms whose times over all models differ by less count as equal."""

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TypedDict
 
 import torch
-from gradients import Gradients, WrongResultError, coefficient
-from streams import Streams, last_cache_bytes
-from timing import Contender, Effort, Sample, alternate, median_ratio, together
 from torch import Tensor
 
 import fastclip
+from bench.core.gradients import Gradients, WrongResultError, coefficient
+from bench.core.timing import Contender, Effort, Sample, alternate, median_ratio, together
+from bench.cpu.streams import Streams, last_cache_bytes
 
 Clip = Callable[[], Tensor]
 

@@ -1,9 +1,9 @@
 """Measure what a call of the Triton backend costs the host, with its launches recorded.
 
-    TRITON_INTERPRET=0 python bench/triton_host.py [--rounds N] [--json FILE]
+    TRITON_INTERPRET=0 python bench triton_host [--rounds N] [--json FILE]
 
 Everything is done but the copy to a GPU, the driver's own launch and the kernels: walk, checks,
-packing, memory and Triton's launch path. It needs no GPU; bench/gpu.py measures the whole on one.
+packing, memory and Triton's launch path. It needs no GPU; bench gpu measures the whole on one.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 import torch
-from recorded_triton import Recorder, record
 
 import fastclip
 from fastclip.backends import extension
 from fastclip.backends.base import Reason, ReasonKind
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "support"))
+
+from recorded_triton import Recorder, record
 
 SIZES = (10, 100, 1000)
 ELEMENTS = 64
@@ -84,19 +87,15 @@ def measure(rounds: int) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print a line for each list."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = measure(options.rounds)
     for row in rows:
         print(", ".join(f"{name} {value:.0f}" for name, value in row.items()))
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

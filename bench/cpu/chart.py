@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import Row, row_name
-from report import Report
+from bench.cpu.measure import Row, row_name
+from bench.cpu.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,17 +1,19 @@
 """What a clip should take on a GPU: its bytes over the bandwidth, and its launches.
 
-``python bench/roofline.py`` writes docs/roofline.md again; tests/bench/test_roofline.py compares
+``python bench roofline`` writes docs/roofline.md again; tests/bench/test_roofline.py compares
 it.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gpu_results
-from shapes import CASES, Case
-from stock_launches import (
+from bench.core.shapes import CASES, Case
+from bench.gpu import results as gpu_results
+from bench.model.stock_launches import (
     CHUNK_SIZE,
     CUDA_13,
     MAX_CLEANED,
@@ -21,7 +23,7 @@ from stock_launches import (
     stock_launches,
 )
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "roofline.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "roofline.md"
 
 LAUNCH_MICROSECONDS = 2.0
 """Assumed, not measured: what each launch adds, the same on every GPU and for every kernel."""
@@ -227,7 +229,7 @@ what is predicted for it; nobody has measured the other GPUs.
 - **Bandwidth** is what the maker says; copies reach less. Of B200s, drivers have been seen to
   report 7.67 TB/s ([pytorch/ao#4002](https://github.com/pytorch/ao/pull/4002)).
 
-`python bench/roofline.py` writes this file; tests/bench/test_roofline.py compares it.
+`python bench roofline` writes this file; tests/bench/test_roofline.py compares it.
 """
 
 MODEL = f"""
@@ -271,10 +273,8 @@ all partial sums, and writing a table of 2,000 rows took 10 us.
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     """Write the document again."""
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
     DOCUMENT.write_text(document(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,4 +1,4 @@
-"""Options of the pytest-benchmark suite, and the way to the modules beside it."""
+"""Options of the pytest-benchmark suite, and the way to the package bench."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# This folder alone: the one above holds the sources, which would hide the installed fastclip.
-sys.path.insert(0, str(Path(__file__).parent))
+# At the end: the root also holds the sources, which would hide the installed fastclip.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,6 @@
-"""The benchmark's cases for pytest-benchmark: pytest bench/bench_clip.py [--all-cases].
+"""The benchmark's cases for pytest-benchmark: pytest bench/cpu/bench_clip.py [--all-cases].
 
-bench/run.py alternates the contenders and is the one to quote; this suite is for comparing a
+`python bench cpu` alternates the contenders and is the one to quote; this suite is for comparing a
 change with what --benchmark-autosave kept of the state before it.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-from gradients import DTYPES, Gradients
-from measure import calls, checked_errors
 from pytest_benchmark.fixture import BenchmarkFixture
-from shapes import CASES
+
+from bench.core.gradients import DTYPES, Gradients
+from bench.core.shapes import CASES
+from bench.cpu.measure import calls, checked_errors
 
 SMALL_CASES = ("resnet-50", "2000x4096", "1000x64")
 SMALL_DTYPES = ("float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""What was checked before the times, and all that makes a run of bench/gpu.py a failed one."""
+"""What was checked before the times, and all that makes a run of bench gpu a failed one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from sanitize import BAD_WORDS, LEFT_OUT, SKIPPED
+from bench.gpu.sanitize import BAD_WORDS, LEFT_OUT, SKIPPED
 
 NOT_RUN = "not run by this command"
 NO_REPORT = "no report that can be read"
@@ -47,7 +47,7 @@ def check_sanitizer(file: Path | None, absent: Mapping[str, str | None]) -> Chec
     """Return what compute-sanitizer's tools found, unless no test had a backend to run.
 
     Args:
-        file: what bench/sanitize.py wrote, a line for each tool.
+        file: what bench sanitize wrote, a line for each tool.
         absent: the backends with GPU kernels, and why each cannot run; None for one that can.
     """
     if file is None:

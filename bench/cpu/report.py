@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from machine import Machine
-from measure import Row, ratios, row_name
-from sections import Finding
-from shapes import CASES
-from targets import FLOOR, LARGE_BYTES, MEMORY_FRACTION, TARGETS
+from bench.core.machine import Machine
+from bench.core.shapes import CASES
+from bench.cpu.measure import Row, ratios, row_name
+from bench.cpu.sections import Finding
+from bench.cpu.targets import FLOOR, LARGE_BYTES, MEMORY_FRACTION, TARGETS
 
 # Two threads that wait for each other are slowed down by far more than what others take.
 QUIET_SHARE = 0.03

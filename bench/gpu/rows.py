@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
-from devices import Device
-from entrants import STOCK
-from gpu_calls import Bench, Calls
-from gradients import Gradients
-from measure import Milliseconds, in_milliseconds
-from shapes import Case
-from timing import Contender, Effort, Sample, alternate, median_ratio, wall_clock
 from torch import Tensor
+
+from bench.core.gradients import Gradients
+from bench.core.shapes import Case
+from bench.core.timing import Contender, Effort, Sample, alternate, median_ratio, wall_clock
+from bench.cpu.measure import Milliseconds, in_milliseconds
+from bench.gpu.calls import Bench, Calls
+from bench.gpu.devices import Device
+from bench.gpu.entrants import STOCK
 
 
 class Entry(TypedDict):

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
-import targets
 import torch
-from gradients import DTYPES, NORM_TOLERANCE, Gradients
-from measure import Row, Settings, row_name
-from peak_memory import NOT_MEASURABLE
-from shapes import CASES
-from streams import Streams
-from timing import Contender, Sample, alternate, median_ratio
 from torch import Tensor
 
 import fastclip
+from bench.core.gradients import DTYPES, NORM_TOLERANCE, Gradients
+from bench.core.shapes import CASES
+from bench.core.timing import Contender, Sample, alternate, median_ratio
+from bench.cpu import targets
+from bench.cpu.measure import Row, Settings, row_name
+from bench.cpu.peak_memory import NOT_MEASURABLE
+from bench.cpu.streams import Streams
 
 
 class NotMeasurableError(Exception):
@@ -168,18 +168,26 @@ def parameter_norms(bench: Bench) -> list[Finding]:
 
 def peak_memory(bench: Bench) -> list[Finding]:
     """Measure what one clip adds to the peak of resident memory, in a process of its own."""
-    script = Path(__file__).with_name("peak_memory.py")
+    door = Path(__file__).resolve().parents[1]
     n_bytes, backend = bench.scale.memory_bytes, bench.settings.backend
     findings: list[Finding] = []
     for dtype in bench.scale.memory_dtypes:
-        command = [sys.executable, str(script), "--bytes", str(n_bytes), "--dtype", dtype]
+        command = [
+            sys.executable,
+            str(door),
+            "peak_memory",
+            "--bytes",
+            str(n_bytes),
+            "--dtype",
+            dtype,
+        ]
         if backend is not None:
             command += ["--backend", backend]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode == NOT_MEASURABLE:
             raise NotMeasurableError(done.stderr.strip())
         if done.returncode != 0:
-            raise RuntimeError(f"{script.name} ended with {done.returncode}:\n{done.stderr}")
+            raise RuntimeError(f"bench peak_memory ended with {done.returncode}:\n{done.stderr}")
         grown: dict[str, int] = json.loads(done.stdout)
         for contender in ("list", "clipper"):
             findings.append(

@@ -1,6 +1,6 @@
 """Compare fastclip with stock PyTorch and with this machine's memory on gradients of real models.
 
-    python bench/run.py [--cases NAME ...] [--dtypes NAME ...] [--json FILE] [--png FILE] [--quick]
+    python bench cpu [--cases NAME ...] [--dtypes NAME ...] [--json FILE] [--png FILE] [--quick]
 
 Each result is checked against float64 before it is timed; a wrong one ends the run.
 """
@@ -13,19 +13,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import report
-import sections
 import torch
-from chart import draw
-from gradients import DTYPES, Gradients, WrongResultError
-from machine import Company, describe
-from measure import Row, Settings, measure, row_name, starts_inside_cache
-from other_work import OtherWork
-from shapes import CASES
-from streams import Streams
-from timing import DEFAULT_EFFORT, QUICK_EFFORT
 
 import fastclip
+from bench.core.gradients import DTYPES, Gradients, WrongResultError
+from bench.core.machine import Company, describe
+from bench.core.shapes import CASES
+from bench.core.timing import DEFAULT_EFFORT, QUICK_EFFORT
+from bench.cpu import report, sections
+from bench.cpu.chart import draw
+from bench.cpu.measure import Row, Settings, measure, row_name, starts_inside_cache
+from bench.cpu.other_work import OtherWork
+from bench.cpu.streams import Streams
 
 # As large as memory allows beside the largest case, its saved copy and its parameters; larger
 # gradients are compared with the speed of this many bytes. No power of two: four streams, a quarter
@@ -144,7 +143,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.png is not None:
         draw(found, options.png)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

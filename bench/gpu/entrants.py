@@ -8,14 +8,14 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from clip_form import FORMS, why_no_choice
-from devices import Clip
-from gradients import EPS, Gradients
-from measure import list_call
-from roofline import STOCK_PASSES, passes
 from torch import Tensor
 
 import fastclip
+from bench.core.gradients import EPS, Gradients
+from bench.cpu.measure import list_call
+from bench.gpu.clip_form import FORMS, why_no_choice
+from bench.gpu.devices import Clip
+from bench.model.roofline import STOCK_PASSES, passes
 
 STOCK, APEX, TRANSFORMER_ENGINE = "stock", "apex", "TransformerEngine"
 BACKENDS = ("native", "triton")

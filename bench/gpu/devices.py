@@ -1,11 +1,12 @@
 """Where clips are timed: a GPU, or the CPU that stands in for one to try the rest of the program.
 
-``python bench/devices.py`` ends with status 1 and one sentence where there is no GPU; with
+``python bench devices`` ends with status 1 and one sentence where there is no GPU; with
 ``--build`` it prints the FASTCLIP_BUILD that its torch is to be measured with.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import sys
 from abc import ABC, abstractmethod
@@ -14,10 +15,11 @@ from functools import partial
 from math import ceil
 from statistics import median
 
-import gpu_facts
 import torch
-from timing import wall_clock
 from torch import Tensor
+
+from bench.core.timing import wall_clock
+from bench.gpu import facts as gpu_facts
 
 Clip = Callable[[], Tensor]
 
@@ -272,14 +274,14 @@ def open_device(device_type: str) -> Device:
 
 def main(arguments: Sequence[str]) -> int:
     """Return 1, having said why, where there is no GPU; print what to build if asked for it."""
-    if "--build" in arguments:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--build", action="store_true", help="print what to build, and no more")
+    if parser.parse_args(arguments).build:
         print(build_for_torch())
         return 0
     reason = why_no_gpu()
     if reason is not None:
         print(f"make gpu: {reason}", file=sys.stderr)
     return int(reason is not None)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from shapes import Case, Shape
 from torch import Tensor
+
+from bench.core.shapes import Case, Shape
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
