@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+import fastclip
 from bench.core.shapes import Case, Shape
+from bench.core.text import row_title
+from bench.core.timing import Clip
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -48,42 +52,24 @@ class WrongResultError(Exception):
 
 
 class Gradients:
-    """The parameters of one case in one dtype, each with a gradient, and a copy to restore from."""
+    """The parameters of one case in one dtype, each with a gradient, and a copy to restore from.
+
+    Gradients are N(0, 0.01**2); the memory of the parameters is never touched.
+    """
 
     def __init__(self, case: Case, dtype: str, device: str = "cpu") -> None:
-        """Fill the gradients with N(0, 0.01**2); the parameters' own memory is never touched."""
-        self.case = case
-        self.dtype = DTYPES[dtype]
-        self.device = device
+        self.case, self.dtype = case, dtype
         self.parameters: list[Tensor] = [
-            torch.nn.Parameter(torch.empty(shape, dtype=self.dtype, device=device))
+            torch.nn.Parameter(torch.empty(shape, dtype=DTYPES[dtype], device=device))
             for shape in case.shapes
         ]
         # In memory as training leaves them: parameters first, then gradients, the last one first.
-        self.grads = list(self._filled(case.shapes[::-1]))[::-1]
+        self.grads = list(_filled(case.shapes[::-1], DTYPES[dtype], device))[::-1]
         for parameter, grad in zip(self.parameters, self.grads, strict=True):
             parameter.grad = grad
         self.saved = [grad.clone() for grad in self.grads]
         self.n_bytes = sum(grad.nbytes for grad in self.grads)
         self.norm = float64_norm(self.saved)
-
-    def _filled(self, shapes: Sequence[Shape]) -> Iterator[Tensor]:
-        # Drawing every element anew would take longer than all the timing.
-        generator = torch.Generator().manual_seed(20)
-        pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE)
-        pool = pool.to(self.device, self.dtype)
-        at = 0
-        for shape in shapes:
-            # The gradient itself is no view: a view shares its storage with the tensor under it,
-            # which is not what autograd leaves behind.
-            grad = torch.empty(shape, dtype=self.dtype, device=self.device)
-            values = grad.view(-1)
-            done = 0
-            while done < values.numel():
-                n = min(values.numel() - done, _POOL_ELEMENTS - at)
-                values[done : done + n] = pool[at : at + n]
-                done, at = done + n, (at + n) % _POOL_ELEMENTS
-            yield grad
 
     def restore(self) -> None:
         """Give the gradients back the values that they had before the first clip."""
@@ -98,7 +84,11 @@ class Gradients:
         """Return ``|total_norm - float64 norm| / float64 norm``."""
         return abs(float(total_norm) - self.norm) / self.norm
 
-    def check(self, who: str, total_norm: Tensor, clipped: bool) -> None:
+    def title(self, clipped: bool) -> str:
+        """Name the row of a report that holds these gradients."""
+        return row_title(self.case.name, self.dtype, clipped)
+
+    def check(self, name: str, total_norm: Tensor, clipped: bool) -> None:
         """Compare a call's norm and what it left in the gradients with float64.
 
         Raises:
@@ -107,7 +97,7 @@ class Gradients:
         error = self.norm_error(total_norm)
         if not error <= NORM_TOLERANCE:
             raise WrongResultError(
-                f"{who}: total_norm must be {self.norm!r} within {NORM_TOLERANCE:.2e}"
+                f"{name}: total_norm must be {self.norm!r} within {NORM_TOLERANCE:.2e}"
                 f" (got {float(total_norm)!r}, off by {error:.2e})"
             )
         clip_coef = coefficient(self.max_norm(clipped), self.norm)
@@ -115,24 +105,46 @@ class Gradients:
             right = is_scaled(grad, saved, clip_coef) if clipped else torch.equal(grad, saved)
             if not right:
                 raise WrongResultError(
-                    f"{who}: gradient {position} of {tuple(grad.shape)} must be its old value"
+                    f"{name}: gradient {position} of {tuple(grad.shape)} must be its old value"
                     f" times {clip_coef!r} (got other values)"
                 )
 
-    def strays(self, total_norm: Tensor, clipped: bool) -> str | None:
-        """Say how far another library's clip is from float64 if it is out of all proportion.
+    def check_other(self, total_norm: Tensor, clipped: bool) -> None:
+        """Compare the clip of another library with float64.
 
         Such a library sums in float32 or rounds its norm to 16 bits: it is held to no promise of
         ours, only to having clipped.
+
+        Raises:
+            WrongResultError: if the clip is out of all proportion.
         """
         error = self.norm_error(total_norm)
         if not error <= _OTHERS_TOLERANCE:
-            return f"its total_norm is off by {error:.1e}"
+            raise WrongResultError(f"its total_norm is off by {error:.1e}")
         clip_coef = coefficient(self.max_norm(clipped), self.norm)
         for position, (grad, saved) in enumerate(zip(self.grads, self.saved, strict=True)):
             if not is_scaled(grad, saved, clip_coef, _OTHERS_TOLERANCE):
-                return f"its gradient {position} is not its old value times {clip_coef!r}"
-        return None
+                text = f"its gradient {position} is not its old value times {clip_coef!r}"
+                raise WrongResultError(text)
+
+
+def list_call(gradients: Gradients, max_norm: float, backend: str | None) -> Clip:
+    """Return fastclip's drop-in call on a list of parameters."""
+    # Looked up at each call, as a training loop does.
+    return lambda: fastclip.clip_grad_norm_(gradients.parameters, max_norm, backend=backend)
+
+
+def check_coefficient(name: str, max_norm: float, clipped: bool, total_norm: object) -> None:
+    """Raise WrongResultError for a call that clips where it must not, or the other way round."""
+    if not isinstance(total_norm, Tensor):
+        raise WrongResultError(f"{name}: must return a tensor (got {type(total_norm).__name__})")
+    norm = float(total_norm)
+    if math.isnan(norm):
+        raise WrongResultError(f"{name}: must return a number (got nan)")
+    clip_coef = coefficient(max_norm, norm)
+    if (clip_coef < 1.0) is not clipped:
+        wanted = "below 1" if clipped else "1"
+        raise WrongResultError(f"{name}: clip_coef must be {wanted} (got {clip_coef!r})")
 
 
 def coefficient(max_norm: float, total_norm: float) -> float:
@@ -160,6 +172,24 @@ def is_scaled(grad: Tensor, saved: Tensor, clip_coef: float, relative: float | N
         if not bool((error <= right.abs_().mul_(relative).add_(_SUBNORMAL[grad.dtype])).all()):
             return False
     return True
+
+
+def _filled(shapes: Sequence[Shape], dtype: torch.dtype, device: str) -> Iterator[Tensor]:
+    # Drawing every element anew would take longer than all the timing.
+    generator = torch.Generator().manual_seed(20)
+    pool = torch.randn(_POOL_ELEMENTS, generator=generator).mul_(_GRADIENT_SCALE)
+    pool = pool.to(device, dtype)
+    at = 0
+    for shape in shapes:
+        # The gradient itself is no view: a view shares its storage with the tensor under it,
+        # which is not what autograd leaves behind.
+        grad = torch.empty(shape, dtype=dtype, device=device)
+        for values in grad.view(-1).split(_POOL_ELEMENTS):
+            head = values[: _POOL_ELEMENTS - at]
+            head.copy_(pool[at : at + head.numel()])
+            values[head.numel() :] = pool[: values.numel() - head.numel()]
+            at = (at + values.numel()) % _POOL_ELEMENTS
+        yield grad
 
 
 def _slices(tensors: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -33,8 +33,8 @@ class Machine(TypedDict):
     others_share: float | None
 
 
-class Company:
-    """How much of the processors others took since this was made: what a quiet machine shows."""
+class HostLoad:
+    """How much of the processors other processes took since this was made."""
 
     def __init__(self) -> None:
         self._start = _processor_seconds()
@@ -45,9 +45,8 @@ class Company:
         if self._start is None or end is None:
             return None
         everyone, own, total = (b - a for a, b in zip(self._start, end, strict=True))
-        if total <= 0:  # asked again before the clock ticked
-            return None
-        return max(0.0, (everyone - own) / total)
+        # No time has passed where the clock has not ticked.
+        return max(0.0, (everyone - own) / total) if total > 0 else None
 
 
 def _processor_seconds() -> tuple[float, float, float] | None:
@@ -56,16 +55,14 @@ def _processor_seconds() -> tuple[float, float, float] | None:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
     except OSError:
         return None
-    ticks = os.sysconf("SC_CLK_TCK")
-    user, nice, system, idle, wait, interrupt, soft_interrupt, stolen = (
-        int(field) / ticks for field in fields
-    )
-    busy = user + nice + system + interrupt + soft_interrupt + stolen
+    seconds = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
+    # The fourth and the fifth are the idle ones, without and with a wait for a disk.
+    busy = sum(seconds) - sum(seconds[3:5])
     # The first four: user and system time of this process and of its children.
-    return busy, sum(os.times()[:4]), busy + idle + wait
+    return busy, sum(os.times()[:4]), sum(seconds)
 
 
-def describe(company: Company) -> Machine:
+def describe(load: HostLoad) -> Machine:
     """Describe this machine, the versions in use, and the commit when there is one."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
@@ -80,7 +77,7 @@ def describe(company: Company) -> Machine:
         native=fastclip.build_info()["native"],
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         commit=_commit(),
-        others_share=company.share(),
+        others_share=load.share(),
     )
 
 
@@ -97,17 +94,16 @@ def _cpu_model() -> str:
 
 def _commit(root: Path = ROOT) -> str | None:
     """Return the commit of this project, not of another that the sources were unpacked into."""
-    folder = str(root)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     try:
-        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return None
-        commit = _git(folder, "rev-parse", "--short", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        commit = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with changes" if changed else commit
-
-
-def _git(folder: str, *arguments: str) -> str:
-    command = ["git", "-C", folder, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

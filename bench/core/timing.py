@@ -10,6 +10,15 @@ from operator import truediv
 from random import Random
 from statistics import median, quantiles
 from time import monotonic, perf_counter_ns
+from typing import TypedDict
+
+from torch import Tensor
+
+Clip = Callable[[], Tensor]
+"""Clips and returns the total norm."""
+
+Clock = Callable[[Callable[[], object]], tuple[object, float]]
+"""Runs a call and returns its result and the nanoseconds that it took."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +29,12 @@ class Effort:
     max_repetitions: int
     seconds: float
 
+    def repetitions(self) -> str:
+        """Return the bounds of the repetitions in words."""
+        return f"{self.min_repetitions} to {self.max_repetitions}"
 
-DEFAULT_EFFORT = Effort(min_repetitions=7, max_repetitions=300, seconds=2.0)
+
 QUICK_EFFORT = Effort(min_repetitions=3, max_repetitions=10, seconds=0.1)
-
-
-Clock = Callable[[Callable[[], object]], tuple[object, float]]
-"""Runs a call and returns its result and the nanoseconds that it took."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +42,34 @@ class Contender:
     """A call to time, with what has to happen around it and outside its time."""
 
     call: Callable[[], object]
-    before: Callable[[], None]
-    after: Callable[[object], None]
+    before: Callable[[], object] = lambda: None
+    after: Callable[[object], object] = lambda _: None
     within: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What one contender took in each round, in milliseconds; the deciles around its median."""
+class Milliseconds(TypedDict):
+    """What a contender took in each round, the median, and the deciles around it."""
 
-    rounds_ms: tuple[float, ...]
-    median_ms: float
-    low_ms: float
-    high_ms: float
+    rounds: Sequence[float]
+    median: float
+    low: float
+    high: float
 
 
-def median_ratio(over: Sample, under: Sample) -> float:
+def median_ratio(over: Milliseconds, under: Milliseconds) -> float:
     """Return the median over the rounds of what ``over`` took, divided by what ``under`` took.
 
     Within a round both ran on the same machine: one that is slower for a second, because it shares
     its cores with others, slows both, where a ratio of medians may set its fast seconds against
     its slow ones.
     """
-    return median(map(truediv, over.rounds_ms, under.rounds_ms))
+    return median(map(truediv, over["rounds"], under["rounds"]))
 
 
-def together(*samples: Sample) -> Sample:
-    """Return what the contenders took together in each round."""
-    return _sample([sum(taken) for taken in zip(*(s.rounds_ms for s in samples), strict=True)])
+def summarized(rounds: Sequence[float]) -> Milliseconds:
+    """Return what a contender took, given each round in milliseconds."""
+    low, *_, high = quantiles(rounds, n=10, method="inclusive")
+    return Milliseconds(rounds=rounds, median=median(rounds), low=low, high=high)
 
 
 def wall_clock(call: Callable[[], object]) -> tuple[object, float]:
@@ -73,7 +81,7 @@ def wall_clock(call: Callable[[], object]) -> tuple[object, float]:
 
 def alternate(
     contenders: Mapping[str, Contender], effort: Effort, clock: Clock = wall_clock
-) -> dict[str, Sample]:
+) -> dict[str, Milliseconds]:
     """Run all contenders in turn, again and again, and return what each took.
 
     The order changes with each round, so that none always follows the same other one. The first
@@ -93,10 +101,10 @@ def alternate(
                 break
             order.shuffle(names)
             for name in names:
-                taken[name].append(_time(contenders[name], clock))
+                taken[name].append(_time(contenders[name], clock) / 1e6)
     finally:
         gc.enable()
-    return {name: _sample([n / 1e6 for n in nanoseconds]) for name, nanoseconds in taken.items()}
+    return {name: summarized(rounds) for name, rounds in taken.items()}
 
 
 def _time(contender: Contender, clock: Clock) -> float:
@@ -105,8 +113,3 @@ def _time(contender: Contender, clock: Clock) -> float:
         result, nanoseconds = clock(contender.call)
     contender.after(result)
     return nanoseconds
-
-
-def _sample(rounds_ms: Sequence[float]) -> Sample:
-    low, *_, high = quantiles(rounds_ms, n=10, method="inclusive")
-    return Sample(tuple(rounds_ms), median(rounds_ms), low, high)

@@ -7,12 +7,14 @@ change with what --benchmark-autosave kept of the state before it.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.core.gradients import DTYPES, Gradients
 from bench.core.shapes import CASES
+from bench.core.text import clipped_text
 from bench.cpu.measure import calls, checked_errors
 
 SMALL_CASES = ("resnet-50", "2000x4096", "1000x64")
@@ -30,18 +32,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the cases that the command line asks for."""
     everything = metafunc.config.getoption("--all-cases")
     cases, dtypes = (CASES, DTYPES) if everything else (SMALL_CASES, SMALL_DTYPES)
-    metafunc.parametrize(
-        ("case", "dtype", "clipped"),
-        [
-            pytest.param(
-                case, dtype, clipped, id=f"{case}-{dtype}-{'clipped' if clipped else 'not_clipped'}"
-            )
-            for case in cases
-            for dtype in dtypes
-            for clipped in (False, True)
-        ],
-        scope="module",
-    )
+    chosen = [
+        pytest.param(*row, id="-".join([*row[:2], clipped_text(row[2]).replace(" ", "_")]))
+        for row in product(cases, dtypes, (False, True))
+    ]
+    metafunc.parametrize(("case", "dtype", "clipped"), chosen, scope="module")
     metafunc.parametrize("contender", ["stock", "list", "clipper"])
 
 
@@ -52,7 +47,7 @@ def test_clip(
     gradients = gradients_of(case, dtype)
     call = calls(gradients, clipped, backend=None)[contender]
     checked_errors(gradients, {contender: call}, clipped)
-    benchmark.group = f"{case} {dtype} {'clipped' if clipped else 'not clipped'}"
+    benchmark.group = gradients.title(clipped)
     benchmark.pedantic(
         call, setup=gradients.restore if clipped else None, rounds=ROUNDS, warmup_rounds=1
     )

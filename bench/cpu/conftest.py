@@ -1,4 +1,4 @@
-"""Options of the pytest-benchmark suite, and the way to the package bench."""
+"""The option of the pytest-benchmark suite, and the way to the package bench."""
 
 from __future__ import annotations
 
@@ -13,8 +13,5 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --all-cases."""
-    parser.addoption(
-        "--all-cases",
-        action="store_true",
-        help="benchmark every case in every dtype (minutes) instead of the small ones in two",
-    )
+    text = "benchmark every case in every dtype (minutes) instead of the small ones in two"
+    parser.addoption("--all-cases", action="store_true", help=text)

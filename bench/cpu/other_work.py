@@ -10,37 +10,28 @@ from collections.abc import Callable
 
 import torch
 
-_WIDTH = 256
-_LAYERS = 4
-_BATCH = 32
+_WIDTH, _LAYERS, _BATCH = 256, 4, 32
 
 
 class OtherWork:
-    """A training step of another model, and then the eviction of the caches."""
+    """A training step of another model, and then the eviction of the caches by ``evict``.
 
-    def __init__(self, evict: Callable[[], None]) -> None:
-        """Build the model; ``evict`` leaves none of the data in the last cache."""
+    The model is small, so that the rounds are many. Evicting is what makes it enough for a last
+    cache of any size. A real backward has just written the gradients, some of which are still in a
+    cache: so it is harder on every contender than a training step is.
+    """
+
+    def __init__(self, evict: Callable[[], object]) -> None:
         self._evict = evict
-        layers = [
-            layer
-            for _ in range(_LAYERS)
-            for layer in (
-                torch.nn.Linear(_WIDTH, _WIDTH),
-                torch.nn.LayerNorm(_WIDTH),
-                torch.nn.GELU(),
-            )
-        ]
-        self.model = torch.nn.Sequential(*layers)
+        self.model = torch.nn.Sequential()
+        for _ in range(_LAYERS):
+            self.model.append(torch.nn.Linear(_WIDTH, _WIDTH))
+            self.model.append(torch.nn.LayerNorm(_WIDTH)).append(torch.nn.GELU())
         self._optimizer = torch.optim.AdamW(self.model.parameters())
         self._batch = torch.randn(_BATCH, _WIDTH, generator=torch.Generator().manual_seed(23))
 
     def __call__(self) -> None:
-        """Run forward, backward and the optimizer: other objects, code and branches; then evict.
-
-        The model is small, so that the rounds are many. Evicting is what makes it enough for a last
-        cache of any size. A real backward has just written the gradients, some of which are still
-        in a cache: so it is harder on every contender than a training step is.
-        """
+        """Run forward, backward and the optimizer: other objects, code and branches; then evict."""
         self.model(self._batch).square().mean().backward()
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """Print by how many bytes one clip raises this process's peak memory, as JSON.
 
-A process of its own: memory that an earlier measurement freed but did not return to the system
+A process for this alone: memory that an earlier measurement freed and did not return to the system
 would be reused unseen.
 """
 
@@ -18,6 +18,7 @@ import fastclip
 from bench.core.gradients import DTYPES
 
 N_TENSORS = 250
+MAX_NORM = 1e-3
 
 NOT_MEASURABLE = 3
 """The exit status where this system does not let the peak be measured."""
@@ -51,20 +52,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--backend")
     options = parser.parse_args(arguments)
-    dtype = DTYPES[options.dtype]
-    n_elements = options.bytes // N_TENSORS // dtype.itemsize
-    parameters = [
-        torch.nn.Parameter(torch.empty(n_elements, dtype=dtype)) for _ in range(N_TENSORS)
-    ]
-    for parameter in parameters:
+    dtype, backend = DTYPES[options.dtype], options.backend
+    shape = (options.bytes // N_TENSORS // dtype.itemsize,)
+    held = [torch.nn.Parameter(torch.empty(shape, dtype=dtype)) for _ in range(N_TENSORS)]
+    for parameter in held:
         # Written, so that every page is there: an untouched one would count as growth.
         parameter.grad = torch.full_like(parameter, 0.5)
-    max_norm, backend = 1e-3, options.backend
-    clipper = fastclip.GradClipper(parameters, max_norm, backend=backend)
     calls: dict[str, Callable[[], object]] = {
-        "list": lambda: fastclip.clip_grad_norm_(parameters, max_norm, backend=backend),
-        "clipper": clipper.clip_,
-        "stock": lambda: torch.nn.utils.clip_grad_norm_(parameters, max_norm),
+        "list": lambda: fastclip.clip_grad_norm_(held, MAX_NORM, backend=backend),
+        "clipper": fastclip.GradClipper(held, MAX_NORM, backend=backend).clip_,
+        "stock": lambda: torch.nn.utils.clip_grad_norm_(held, MAX_NORM),
     }
     grown: dict[str, int] = {}
     try:

@@ -17,12 +17,13 @@ import torch
 
 import fastclip
 from bench.core.gradients import DTYPES, Gradients, WrongResultError
-from bench.core.machine import Company, describe
+from bench.core.machine import HostLoad, describe
 from bench.core.shapes import CASES
-from bench.core.timing import DEFAULT_EFFORT, QUICK_EFFORT
+from bench.core.text import row_title, significant
+from bench.core.timing import QUICK_EFFORT, Effort
 from bench.cpu import report, sections
 from bench.cpu.chart import draw
-from bench.cpu.measure import Row, Settings, measure, row_name, starts_inside_cache
+from bench.cpu.measure import Bench, Row, measure, row_name, starts_inside_cache
 from bench.cpu.other_work import OtherWork
 from bench.cpu.streams import Streams
 
@@ -30,10 +31,11 @@ from bench.cpu.streams import Streams
 # gradients are compared with the speed of this many bytes. No power of two: four streams, a quarter
 # of it apart, would then meet in the same banks of the memory, and be slower by up to a third.
 LARGEST_BUFFER = 1_000_000_000
+EFFORT = Effort(min_repetitions=7, max_repetitions=300, seconds=2.0)
 QUICK_CASES = ("resnet-50", "2000x4096", "10000x256", "1000x64")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,6 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--sections",
         nargs="*",
         choices=sections.SECTIONS,
+        default=list(sections.SECTIONS),
         help="default: all; none when left empty",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON")
@@ -54,72 +57,59 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--backend", choices=fastclip.backend_report(), help="default: what fastclip chooses"
     )
     options = parser.parse_args(arguments)
-    if options.cases is None:
-        options.cases = list(QUICK_CASES if options.quick else CASES)
-    if options.sections is None:
-        options.sections = list(sections.SECTIONS)
+    options.cases = options.cases or list(QUICK_CASES if options.quick else CASES)
     return options
 
 
-def measure_rows(options: argparse.Namespace, settings: Settings, streams: Streams) -> list[Row]:
+def measure_rows(options: argparse.Namespace, bench: Bench) -> list[Row]:
     """Measure every case in every dtype, clipped and not, and say each result as it comes.
 
     Gradients that fit in the last cache are measured again with other work between the calls:
     larger ones start outside the cache anyway, and take so long that the host counts for little.
     """
-    other_work = OtherWork(streams.evict)
+    other_work = OtherWork(bench.streams.evict)
 
-    # A function of its own, so that one case's gradients are gone before the next one's are made.
-    def both(name: str, dtype: str) -> Iterator[Row]:
+    # A function, so that the gradients of one case are gone before the next one's are made.
+    def rows_of(name: str, dtype: str) -> Iterator[Row]:
         gradients = Gradients(CASES[name], dtype)
         for between in (None, other_work) if starts_inside_cache(gradients) else (None,):
             for clipped in (False, True):
-                row = measure(gradients, clipped, streams, settings, between)
-                _progress(row)
+                row = measure(bench, gradients, clipped, between)
+                times = (f"{n} {ms['median']:.3f} ms" for n, ms in row["milliseconds"].items())
+                title = row_title(row_name(row), dtype, clipped)
+                ratio = f"stock / list {significant(row['stock_over_list'])}"
+                print(f"{title}: {', '.join(times)}; {ratio}", file=sys.stderr, flush=True)
                 yield row
 
-    return [row for name in options.cases for dtype in options.dtypes for row in both(name, dtype)]
-
-
-def _progress(row: Row) -> None:
-    ms = {name: sample["median"] for name, sample in row["milliseconds"].items()}
-    print(
-        f"{row_name(row)} {row['dtype']} {'clipped' if row['clipped'] else 'not clipped'}:"
-        f" stock {ms['stock']:.3f} ms, list {ms['list']:.3f} ms, clipper {ms['clipper']:.3f} ms,"
-        f" x{row['stock_over_list']:.2f}",
-        file=sys.stderr,
-        flush=True,
-    )
+    return [
+        row for name in options.cases for dtype in options.dtypes for row in rows_of(name, dtype)
+    ]
 
 
 def run(options: argparse.Namespace) -> report.Report:
     """Measure what the options ask for."""
-    company = Company()
+    load = HostLoad()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    settings = Settings(QUICK_EFFORT if options.quick else DEFAULT_EFFORT, options.backend)
-    largest = max(
-        CASES[name].n_elements * DTYPES[dtype].itemsize
-        for name in options.cases
-        for dtype in options.dtypes
-    )
+    effort = QUICK_EFFORT if options.quick else EFFORT
+    item_bytes = max(DTYPES[dtype].itemsize for dtype in options.dtypes)
+    largest = item_bytes * max(CASES[name].n_elements for name in options.cases)
     streams = Streams(min(largest, LARGEST_BUFFER))
     not_measured = {"stream.c": streams.note} if streams.note else {}
-    rows = measure_rows(options, settings, streams)
+    bench = Bench(effort, options.backend, streams)
+    rows = measure_rows(options, bench)
     findings = sections.memory_speed(rows) + sections.reference(rows)
-    scale = sections.QUICK if options.quick else sections.FULL
-    bench = sections.Bench(scale, settings, streams)
     for name in options.sections:
         try:
-            findings += sections.SECTIONS[name](bench)
+            scale = sections.QUICK if options.quick else sections.FULL
+            findings += sections.SECTIONS[name](bench, scale)
         except sections.NotMeasurableError as error:
             not_measured[name] = str(error)
-    effort = settings.effort
     return report.Report(
-        machine=describe(company),
+        machine=describe(load),
         settings={
             "backend": str(options.backend or "chosen by fastclip"),
-            "repetitions": f"{effort.min_repetitions} to {effort.max_repetitions}",
+            "repetitions": effort.repetitions(),
             "seconds a case": f"{effort.seconds:g}",
         },
         rows=rows,
@@ -129,7 +119,7 @@ def run(options: argparse.Namespace) -> report.Report:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the benchmark and return the exit status: 1 when a result is wrong."""
     options = parse(arguments)
     try:
@@ -139,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(report.text(found))
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.png is not None:
         draw(found, options.png)
     return 0

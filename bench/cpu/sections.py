@@ -16,11 +16,13 @@ from torch import Tensor
 import fastclip
 from bench.core.gradients import DTYPES, NORM_TOLERANCE, Gradients
 from bench.core.shapes import CASES
-from bench.core.timing import Contender, Sample, alternate, median_ratio
+from bench.core.text import row_title
+from bench.core.timing import Contender, alternate, median_ratio
 from bench.cpu import targets
-from bench.cpu.measure import Row, Settings, row_name
+from bench.cpu.measure import Bench, Row, row_name
 from bench.cpu.peak_memory import NOT_MEASURABLE
-from bench.cpu.streams import Streams
+
+DOOR = Path(__file__).resolve().parents[1]
 
 
 class NotMeasurableError(Exception):
@@ -52,21 +54,19 @@ class Scale:
     norms_cases: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What the sections work with."""
-
-    scale: Scale
-    settings: Settings
-    streams: Streams
-
-
 FULL = Scale(1000, 100_000, 1 << 26, 10**9, tuple(DTYPES), ("gpt2-124m", "1000x64"))
 QUICK = Scale(100, 2000, 1 << 20, 10**8, ("float32",), ("1000x64",))
 
 
 def finding(
-    section: str, what: str, value: float, bound: float, *, at_most: bool, unit: str, detail: str
+    section: str,
+    what: str,
+    value: float,
+    bound: float,
+    detail: str,
+    *,
+    at_most: bool = True,
+    unit: str = "x",
 ) -> Finding:
     """Hold ``value`` against ``bound``."""
     return Finding(
@@ -81,126 +81,98 @@ def finding(
     )
 
 
-def host_time(bench: Bench) -> list[Finding]:
+def host_time(bench: Bench, scale: Scale) -> list[Finding]:
     """Compare the time per tensor of a very long list with that of a usual one."""
-    scale, backend = bench.scale, bench.settings.backend
-    findings: list[Finding] = []
-    lists = {
-        n: _parameters(((64,),) * n, torch.float32, 1.0)
-        for n in (scale.few_tensors, scale.many_tensors)
+    few, many = scale.few_tensors, scale.many_tensors
+    lists = [_parameters(((64,),) * n, torch.float32, 1.0) for n in (few, many)]
+    calls = {
+        "list": [_list_call(parameters, bench) for parameters in lists],
+        "clipper": [
+            fastclip.GradClipper(parameters, float("inf"), backend=bench.backend).clip_
+            for parameters in lists
+        ],
     }
-    calls: dict[str, Callable[[], object]] = {}
-    for n, parameters in lists.items():
-        calls[f"list {n}"] = _list_call(parameters, backend)
-        clipper = fastclip.GradClipper(parameters, float("inf"), backend=backend)
-        calls[f"clipper {n}"] = clipper.clip_
-    samples = _alternate(calls, bench.settings, _nothing)
-    for contender in ("list", "clipper"):
-        few, many = (samples[f"{contender} {n}"] for n in lists)
-        few_ns, many_ns = (samples[f"{contender} {n}"].median_ms * 1e6 / n for n in lists)
+    findings: list[Finding] = []
+    for name, (call_few, call_many) in calls.items():
+        ratio, many_ms, few_ms = _compared(bench, call_many, call_few)
         findings.append(
             finding(
                 "host time per tensor",
-                f"{contender}, {scale.many_tensors} tensors of 64 over {scale.few_tensors}",
-                median_ratio(many, few) * scale.few_tensors / scale.many_tensors,
+                f"{name}, {many} tensors of 64 over {few}",
+                ratio * few / many,
                 targets.HOST_TIME_GROWTH,
-                at_most=True,
-                unit="x",
-                detail=f"{many_ns:.0f} ns against {few_ns:.0f} ns a tensor",
+                f"{many_ms * 1e6 / many:.0f} ns against {few_ms * 1e6 / few:.0f} ns a tensor",
             )
         )
     return findings
 
 
-def zeros(bench: Bench) -> list[Finding]:
+def zeros(bench: Bench, scale: Scale) -> list[Finding]:
     """Compare all-zero gradients with others: the rescue of underflow must not trip over them."""
-    n_elements, backend = bench.scale.zeros_elements, bench.settings.backend
     findings: list[Finding] = []
     for name, dtype in DTYPES.items():
-        shapes = ((n_elements // 16,),) * 16
-        calls: dict[str, Callable[[], object]] = {
-            "zeros": _list_call(_parameters(shapes, dtype, 0.0), backend),
-            "others": _list_call(_parameters(shapes, dtype, 1.0), backend),
-        }
-        samples = _alternate(calls, bench.settings, bench.streams.evict)
-        zero_ms, other_ms = samples["zeros"].median_ms, samples["others"].median_ms
+        shapes = ((scale.zeros_elements // 16,),) * 16
+        calls = (_list_call(_parameters(shapes, dtype, factor), bench) for factor in (0.0, 1.0))
+        ratio, zero_ms, other_ms = _compared(bench, *calls, before=bench.streams.evict)
         findings.append(
             finding(
                 "all-zero gradients",
-                f"{name}, {n_elements * dtype.itemsize / 1e6:.0f} MB, over N(0, 1)",
-                median_ratio(samples["zeros"], samples["others"]),
+                f"{name}, {scale.zeros_elements * dtype.itemsize / 1e6:.0f} MB, over N(0, 1)",
+                ratio,
                 targets.ZEROS_OVER_OTHERS,
-                at_most=True,
-                unit="x",
-                detail=f"{zero_ms:.3f} ms against {other_ms:.3f} ms",
+                f"{zero_ms:.3f} ms against {other_ms:.3f} ms",
             )
         )
     return findings
 
 
-def parameter_norms(bench: Bench) -> list[Finding]:
+def parameter_norms(bench: Bench, scale: Scale) -> list[Finding]:
     """Compare a clip whose parameter_norms are read with one whose are not."""
     findings: list[Finding] = []
-    for name in bench.scale.norms_cases:
+    for name in scale.norms_cases:
         gradients = Gradients(CASES[name], "float32")
         clipper = fastclip.GradClipper(
-            gradients.parameters, gradients.max_norm(False), backend=bench.settings.backend
+            gradients.parameters, gradients.max_norm(False), backend=bench.backend
         )
-        samples = _alternate(
-            {"without": clipper.clip_, "with": lambda c=clipper: (c.clip_(), c.parameter_norms)},
-            bench.settings,
-            _nothing,
+        ratio, read_ms, plain_ms = _compared(
+            bench, lambda c=clipper: (c.clip_(), c.parameter_norms), clipper.clip_
         )
-        read_ms, plain_ms = samples["with"].median_ms, samples["without"].median_ms
         findings.append(
             finding(
                 "parameter_norms",
                 f"{name} float32, read over not read",
-                median_ratio(samples["with"], samples["without"]),
+                ratio,
                 targets.PARAMETER_NORMS_OVER_NONE,
-                at_most=True,
-                unit="x",
-                detail=f"{read_ms:.4f} ms against {plain_ms:.4f} ms",
+                f"{read_ms:.4f} ms against {plain_ms:.4f} ms",
             )
         )
     return findings
 
 
-def peak_memory(bench: Bench) -> list[Finding]:
-    """Measure what one clip adds to the peak of resident memory, in a process of its own."""
-    door = Path(__file__).resolve().parents[1]
-    n_bytes, backend = bench.scale.memory_bytes, bench.settings.backend
+def peak_memory(bench: Bench, scale: Scale) -> list[Finding]:
+    """Measure in another process what one clip adds to the peak of resident memory."""
     findings: list[Finding] = []
-    for dtype in bench.scale.memory_dtypes:
-        command = [
-            sys.executable,
-            str(door),
-            "peak_memory",
-            "--bytes",
-            str(n_bytes),
-            "--dtype",
-            dtype,
-        ]
-        if backend is not None:
-            command += ["--backend", backend]
+    for dtype in scale.memory_dtypes:
+        command = [sys.executable, str(DOOR), "peak_memory", "--dtype", dtype]
+        command += ["--bytes", str(scale.memory_bytes)]
+        command += [] if bench.backend is None else ["--backend", bench.backend]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode == NOT_MEASURABLE:
             raise NotMeasurableError(done.stderr.strip())
         if done.returncode != 0:
-            raise RuntimeError(f"bench peak_memory ended with {done.returncode}:\n{done.stderr}")
+            raise RuntimeError(f"peak_memory ended with {done.returncode}:\n{done.stderr}")
         grown: dict[str, int] = json.loads(done.stdout)
-        for contender in ("list", "clipper"):
-            findings.append(
-                finding(
-                    "peak memory of a clip",
-                    f"{contender}, {dtype}, {n_bytes / 1e6:.0f} MB of gradients",
-                    grown[contender] / 1e6,
-                    targets.PEAK_MEMORY_GROWTH_MB,
-                    at_most=True,
-                    unit="MB",
-                    detail=f"stock {grown['stock'] / 1e6:.2f} MB",
-                )
+        findings += [
+            finding(
+                "peak memory of a clip",
+                f"{name}, {dtype}, {scale.memory_bytes / 1e6:.0f} MB of gradients",
+                grown[name] / 1e6,
+                targets.PEAK_MEMORY_GROWTH_MB,
+                f"stock {grown['stock'] / 1e6:.2f} MB",
+                unit="MB",
             )
+            for name in ("list", "clipper")
+        ]
     return findings
 
 
@@ -209,12 +181,12 @@ def reference(rows: Sequence[Row]) -> list[Finding]:
     return [
         finding(
             "reference backend",
-            f"{row_name(row)} {row['dtype']}, {'' if row['clipped'] else 'not '}clipped",
+            row_title(row_name(row), row["dtype"], row["clipped"]),
             row["stock_over_reference"],
             targets.REFERENCE_OVER_STOCK,
+            f"stock is off by {row['stock_error']:.1e}",
             at_most=False,
             unit="x stock",
-            detail=f"stock is off by {row['stock_error']:.1e}",
         )
         for row in rows
         if row["stock_error"] <= NORM_TOLERANCE
@@ -226,22 +198,20 @@ def memory_speed(rows: Sequence[Row]) -> list[Finding]:
     return [
         finding(
             "speed of memory",
-            f"{row['case']} {row['dtype']}, {'clipped' if row['clipped'] else 'norm'}",
+            row_title(row["case"], row["dtype"], row["clipped"]),
             row["fraction_of_ceiling"],
             targets.MEMORY_FRACTION,
+            f"{row['milliseconds']['list']['median']:.1f} ms, ceiling"
+            f" {row['ceiling_ms']:.1f} ms, {row['gb_per_s']:.1f} GB/s",
             at_most=False,
             unit="of the ceiling",
-            detail=f"{row['milliseconds']['list']['median']:.1f} ms, ceiling"
-            f" {row['ceiling_ms']:.1f} ms, {row['gb_per_s']:.1f} GB/s",
         )
         for row in rows
         if row["gradient_bytes"] >= targets.LARGE_BYTES
     ]
 
 
-Section = Callable[[Bench], list[Finding]]
-
-SECTIONS: dict[str, Section] = {
+SECTIONS: dict[str, Callable[[Bench, Scale], list[Finding]]] = {
     "host-time": host_time,
     "zeros": zeros,
     "parameter-norms": parameter_norms,
@@ -250,37 +220,35 @@ SECTIONS: dict[str, Section] = {
 
 
 def _parameters(
-    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, scale: float
+    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, factor: float
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(21)
     parameters: list[Tensor] = [torch.nn.Parameter(torch.empty(s, dtype=dtype)) for s in shapes]
     for parameter in parameters:
         # Written also where they are zeros: torch.zeros may map every page to the same one.
         values = torch.randn(parameter.shape, generator=generator)
-        parameter.grad = values.mul_(scale).to(dtype)
+        parameter.grad = values.mul_(factor).to(dtype)
     return parameters
 
 
-def _list_call(parameters: list[Tensor], backend: str | None) -> Callable[[], object]:
-    return lambda: fastclip.clip_grad_norm_(parameters, float("inf"), backend=backend)
+def _list_call(parameters: list[Tensor], bench: Bench) -> Callable[[], object]:
+    return lambda: fastclip.clip_grad_norm_(parameters, float("inf"), backend=bench.backend)
 
 
-def _alternate(
-    calls: dict[str, Callable[[], object]], settings: Settings, before: Callable[[], None]
-) -> dict[str, Sample]:
-    contenders = {name: Contender(call, before, _ignore) for name, call in calls.items()}
+def _compared(
+    bench: Bench,
+    over: Callable[[], object],
+    under: Callable[[], object],
+    before: Callable[[], object] = lambda: None,
+) -> tuple[float, float, float]:
+    """Return the ratio of the times of two calls, and the medians in milliseconds."""
     # More repetitions than the table takes: a bound of a few per cent asks for a steady median.
     effort = replace(
-        settings.effort,
-        min_repetitions=2 * settings.effort.min_repetitions + 1,
-        max_repetitions=10 * settings.effort.max_repetitions,
+        bench.effort,
+        min_repetitions=2 * bench.effort.min_repetitions + 1,
+        max_repetitions=10 * bench.effort.max_repetitions,
     )
-    return alternate(contenders, effort)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _ignore(_: object) -> None:
-    pass
+    contenders = {"over": Contender(over, before), "under": Contender(under, before)}
+    samples = alternate(contenders, effort)
+    ratio = median_ratio(samples["over"], samples["under"])
+    return ratio, samples["over"]["median"], samples["under"]["median"]

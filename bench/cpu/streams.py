@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ _USUAL_LAST_CACHE_BYTES = 32 << 20
 
 
 class Streams:
-    """Readers and updates of one buffer, on torch's threads."""
+    """Readers and updates of one buffer of ``n_bytes``, on torch's threads.
+
+    Attributes:
+        note: why the loops of stream.c are not among them; empty if they are.
+    """
 
     def __init__(self, n_bytes: int) -> None:
-        """Allocate and touch a buffer of ``n_bytes``; compile the C loops if that is possible."""
         self.note = ""
         # Ones: an update by 1.0 leaves them as they are, and they cost no more than other values.
         self._buffer = torch.ones(n_bytes // 8 * 2, dtype=torch.float32)
@@ -30,21 +34,19 @@ class Streams:
         self._library = self._load()
 
     def _load(self) -> ctypes.CDLL | None:
-        compiler = os.environ.get("CC", "cc")
         with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder) / "stream.so"
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(built)]
+            built = str(Path(folder) / "stream.so")
+            command = [os.environ.get("CC", "cc"), *_FLAGS, str(SOURCE), "-o", built]
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True)
-                library = ctypes.CDLL(str(built))
+                library = ctypes.CDLL(built)
             except (OSError, subprocess.CalledProcessError) as error:
                 self.note = f"stream.c was not built, torch's loops alone are the ceiling: {error}"
                 return None
         if len(openmp_runtimes()) > 1:
             # Two thread pools spin against each other and slow down whatever is timed next.
             raise RuntimeError(f"stream.c brought a second OpenMP runtime: {openmp_runtimes()}")
-        for name in ("read_in_order", "read_prefetched"):
-            function = getattr(library, name)
+        for function in (library.read_in_order, library.read_prefetched):
             function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
             function.restype = ctypes.c_uint64
         library.update.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_float, ctypes.c_int]
@@ -55,45 +57,33 @@ class Streams:
         """Read twice the last cache, so that what is timed next finds none of its data there."""
         self._evictor.sum()
 
-    def readers(self, n_bytes: int) -> dict[str, Callable[[], object]]:
-        """Return the streaming readers of ``n_bytes`` of the buffer, by name."""
-        words = self._words(n_bytes)
-        integers = self._buffer[: 2 * words].view(torch.int64)
-        found: dict[str, Callable[[], object]] = {"read: torch.sum": integers.sum}
-        if self._library is not None:
-            address, threads = self._buffer.data_ptr(), torch.get_num_threads()
-            in_order, prefetched = self._library.read_in_order, self._library.read_prefetched
-            found["read: in order"] = lambda: in_order(address, words, threads)
-            found["read: prefetched"] = lambda: prefetched(address, words, threads)
-        return found
-
-    def updates(self, n_bytes: int) -> dict[str, Callable[[], object]]:
-        """Return the in-place updates of ``n_bytes`` of the buffer, by name."""
-        words = self._words(n_bytes)
+    def loops(self, n_bytes: int, clipped: bool) -> dict[str, Callable[[], object]]:
+        """Return the streaming readers of ``n_bytes``, and the in-place updates for a clip."""
+        words = self.bytes_streamed(n_bytes) // 8
         floats = self._buffer[: 2 * words]
-        found: dict[str, Callable[[], object]] = {"update: torch.mul_": lambda: floats.mul_(1.0)}
+        found: dict[str, Callable[[], object]] = {"read: torch.sum": floats.view(torch.int64).sum}
+        if clipped:
+            found["update: torch.mul_"] = partial(floats.mul_, 1.0)
         if self._library is not None:
             address, threads = self._buffer.data_ptr(), torch.get_num_threads()
-            update = self._library.update
-            found["update: in order"] = lambda: update(address, words, 1.0, threads)
+            for name in ("in order", "prefetched"):
+                read = getattr(self._library, f"read_{name.replace(' ', '_')}")
+                found[f"read: {name}"] = partial(read, address, words, threads)
+            if clipped:
+                update = partial(self._library.update, address, words, 1.0, threads)
+                found["update: in order"] = update
         return found
 
     def bytes_streamed(self, n_bytes: int) -> int:
-        """Return how much of ``n_bytes`` the readers really read: the buffer may be smaller."""
-        return 8 * self._words(n_bytes)
-
-    def _words(self, n_bytes: int) -> int:
-        return min(n_bytes, self._buffer.nbytes) // 8
+        """Return how much of ``n_bytes`` the loops really take: the buffer may be smaller."""
+        return min(n_bytes, self._buffer.nbytes) // 8 * 8
 
 
 def last_cache_bytes() -> int:
     """Return the size of the last cache, or a usual one where the system does not tell."""
-    sizes = [_USUAL_LAST_CACHE_BYTES]
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        if text.endswith("K"):
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes)
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [text[:-1] for file in files if (text := file.read_text().strip()).endswith("K")]
+    return max([_USUAL_LAST_CACHE_BYTES, *(int(size) << 10 for size in sizes)])
 
 
 def openmp_runtimes() -> list[str]:

@@ -9,12 +9,14 @@ from functools import partial
 
 import torch
 
-from bench.core.gradients import Gradients, WrongResultError
-from bench.core.timing import Clock, Contender, Effort, Sample, alternate
-from bench.cpu.measure import check_coefficient
+from bench.core.gradients import Gradients, WrongResultError, check_coefficient
+from bench.core.timing import Clip, Clock, Contender, Effort, Milliseconds, alternate
 from bench.gpu.clip_form import in_form
-from bench.gpu.devices import Clip, Device, NotCapturedError, NotTriedError
+from bench.gpu.devices import Device, NotCapturedError, NotTriedError
 from bench.gpu.entrants import STOCK, Entrant
+
+Lose = Callable[[str, Exception], None]
+"""Takes note of an entrant that raised."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +30,31 @@ class Bench:
 
 
 class _CallError(Exception):
-    """An entrant raised while all were timed; the cause is what it raised."""
+    """The entrant of this name raised, while all were timed, what the second argument is."""
 
-    def __init__(self, name: str, cause: Exception) -> None:
-        super().__init__(name)
-        self.name, self.cause = name, cause
+
+@contextmanager
+def losing(name: str, lose: Lose) -> Iterator[None]:
+    """Let an entrant that raises be lost, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever others raise costs them a row alone
+        lose(name, error)
 
 
 def reason_of(error: Exception) -> str:
     """Return in one line what was raised."""
     first = str(error).partition("\n")[0]
-    return first if isinstance(error, WrongResultError) else f"{type(error).__name__}: {first}"
+    is_whole = isinstance(error, (WrongResultError, NotCapturedError))
+    return first if is_whole else f"{type(error).__name__}: {first}"
 
 
 class Calls:
     """The calls of one row, each with the form that it runs in.
 
     Attributes:
-        dropped: who is not timed, and why.
-        not_replayed: whose call is not timed as a graph's replay, and why.
+        dropped: the entrants that are not timed, and why.
+        not_replayed: those whose call is not timed as a graph's replay, and why.
         failures: what fastclip should have done and did not.
         late_rounds: in how many of the rounds timed last the host was not ahead of the device.
     """
@@ -61,7 +69,7 @@ class Calls:
         self.late_rounds: dict[str, int] = {}
         self.calls: dict[str, Clip] = {}
         for name, entrant in self.entrants.items():
-            with self._or(self._drop, name):
+            with losing(name, self._drop):
                 self.calls[name] = entrant.prepare(gradients, self.max_norm)
 
     def check(self, name: str, call: Clip) -> float:
@@ -78,8 +86,8 @@ class Calls:
         self.bench.device.synchronize()
         if entrant.is_ours:
             self.gradients.check(name, total_norm, self.clipped)
-        elif name != STOCK and (reason := self.gradients.strays(total_norm, self.clipped)):
-            raise WrongResultError(reason)
+        elif name != STOCK:
+            self.gradients.check_other(total_norm, self.clipped)
         return self.gradients.norm_error(total_norm)
 
     def check_all(self) -> dict[str, float]:
@@ -91,12 +99,12 @@ class Calls:
         """
         errors: dict[str, float] = {}
         for name, call in list(self.calls.items()):
-            with self._or(self._drop, name):
+            with losing(name, self._drop):
                 errors[name] = self.check(name, call)
         return errors
 
-    def time_all(self, clock: Clock, ready: Callable[[str], None]) -> dict[str, Sample]:
-        """Time the calls; who raises is dropped, and the others are timed again.
+    def time_all(self, clock: Clock, ready: Callable[[str], object]) -> dict[str, Milliseconds]:
+        """Time the calls; one that raises is dropped, and the others are timed again.
 
         Raises:
             Exception: whatever stock's call raised.
@@ -104,38 +112,32 @@ class Calls:
         """
         return self._time(self.calls, clock, ready, self._drop)
 
-    def time_replays(self, clock: Clock, ready: Callable[[str], None]) -> dict[str, Sample]:
+    def time_replays(self, clock: Clock, ready: Callable[[str], object]) -> dict[str, Milliseconds]:
         """Capture the calls in CUDA graphs, check the replays, and time them.
 
         A capture that fails is the process's last: all eager calls are to be timed before.
         """
         replays: dict[str, Clip] = {}
         for name in sorted(self.calls, key=self._risk):
-            not_captured = self.entrants[name].not_captured
-            if not_captured is not None:
-                self.not_replayed[name] = not_captured
+            entrant = self.entrants[name]
+            if entrant.not_captured is not None:
+                self.not_replayed[name] = entrant.not_captured
                 continue
-            with self._or(self._lose_replay, name):
-                with in_form(self.entrants[name].form):
+            with losing(name, self._lose_replay):
+                with in_form(entrant.form):
                     replay = self.bench.device.capture(self.calls[name])
                 self.check(name, replay)
                 replays[name] = replay
         return self._time(replays, clock, ready, self._lose_replay)
 
     def _risk(self, name: str) -> int:
-        # By itself fastclip launches nothing cooperative; what others launch is unknown.
+        # By default fastclip launches nothing cooperative; what others launch is unknown.
         entrant = self.entrants[name]
-        if not entrant.is_ours and name != STOCK:
-            return 2
-        return int(entrant.form == "fused")
+        return 2 * (not entrant.is_ours and name != STOCK) + (entrant.form == "fused")
 
     def _time(
-        self,
-        calls: Mapping[str, Clip],
-        clock: Clock,
-        ready: Callable[[str], None],
-        lose: Callable[[str, Exception], None],
-    ) -> dict[str, Sample]:
+        self, calls: Mapping[str, Clip], clock: Clock, ready: Callable[[str], object], lose: Lose
+    ) -> dict[str, Milliseconds]:
         """Time calls in alternation, each on restored gradients and a device that is ready."""
         left = dict(calls)
         while left:
@@ -154,15 +156,16 @@ class Calls:
             try:
                 samples = alternate(contenders, self.bench.effort, clock)
             except _CallError as error:
-                del left[error.name]
-                lose(error.name, error.cause)
+                name, cause = error.args
+                del left[name]
+                lose(name, cause)
                 continue
             # The first round is not in the samples.
             self.late_rounds = {name: sum(rounds[1:]) for name, rounds in late.items()}
             return samples
         return {}
 
-    def _prepare(self, name: str, ready: Callable[[str], None]) -> None:
+    def _prepare(self, name: str, ready: Callable[[str], object]) -> None:
         if self.clipped:
             self.gradients.restore()
         ready(name)
@@ -179,15 +182,8 @@ class Calls:
         late.append(not self.bench.device.host_was_ahead)
         try:
             check_coefficient(name, self.max_norm, self.clipped, total_norm)
-        except Exception as error:
+        except WrongResultError as error:
             raise _CallError(name, error) from error
-
-    @contextmanager
-    def _or(self, lose: Callable[[str, Exception], None], name: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever others raise costs them a row alone
-            lose(name, error)
 
     def _drop(self, name: str, error: Exception) -> None:
         is_ours = self.entrants[name].is_ours
@@ -199,14 +195,11 @@ class Calls:
             self._fail(name, self.dropped[name])
 
     def _lose_replay(self, name: str, error: Exception) -> None:
-        is_refused = isinstance(error, NotCapturedError)
-        self.not_replayed[name] = str(error) if is_refused else reason_of(error)
-        if isinstance(error, torch.OutOfMemoryError):
-            return  # a graph keeps memory of its own: no fault of the call
-        if self.entrants[name].is_ours and not isinstance(error, NotTriedError):
+        self.not_replayed[name] = reason_of(error)
+        # A graph keeps memory for itself: the lack of it is no fault of the call.
+        is_excused = isinstance(error, (NotTriedError, torch.OutOfMemoryError))
+        if self.entrants[name].is_ours and not is_excused:
             self._fail(name, f"as a graph's replay: {self.not_replayed[name]}")
 
     def _fail(self, name: str, reason: str) -> None:
-        case, dtype = self.gradients.case.name, str(self.gradients.dtype).removeprefix("torch.")
-        clipped = "clipped" if self.clipped else "not clipped"
-        self.failures.append(f"{name} at {case} {dtype}, {clipped}: {reason}")
+        self.failures.append(f"{name} at {self.gradients.title(self.clipped)}: {reason}")

@@ -1,7 +1,7 @@
 """Where clips are timed: a GPU, or the CPU that stands in for one to try the rest of the program.
 
-``python bench devices`` ends with status 1 and one sentence where there is no GPU; with
-``--build`` it prints the FASTCLIP_BUILD that its torch is to be measured with.
+`python bench devices` ends with status 1 and one sentence where there is no GPU; with --build it
+prints the FASTCLIP_BUILD that its torch is to be measured with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
@@ -18,10 +17,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.core.timing import wall_clock
-from bench.gpu import facts as gpu_facts
-
-Clip = Callable[[], Tensor]
+from bench.core.timing import Clip, wall_clock
+from bench.gpu import facts
 
 WARM_UPS = 3
 """Calls on the side before a capture, as torch's manual has it."""
@@ -51,29 +48,28 @@ class NotTriedError(NotCapturedError):
     """A call was not even tried, since an earlier capture failed."""
 
 
-class Device(ABC):
-    """What the measurements need of the machine.
+class Device:
+    """What the measurements need of a machine; as it stands, the CPU in place of a GPU.
 
     Attributes:
         host_was_ahead: whether the host had launched all of the call that was timed last before
             the device began with it.
     """
 
-    is_gpu: bool
-    type: str
-    name: str
-    host_was_ahead: bool = True
+    type, name, is_gpu = "cpu", "a CPU in place of a GPU", False
+    host_was_ahead = True
     _failed_capture: str | None = None
 
-    @abstractmethod
     def clock(self, call: Callable[[], object]) -> tuple[object, float]:
         """Run a call and return its result and how many nanoseconds the device took."""
+        return wall_clock(call)
 
-    @abstractmethod
     def flush(self, host_ms: float) -> None:
-        """Drive all else out of the cache, and stay busy while the host launches what follows."""
+        """Drive all else out of the cache, and stay busy while the host launches what follows.
 
-    @abstractmethod
+        Not on the CPU, whose times are not quoted.
+        """
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given."""
 
@@ -93,61 +89,25 @@ class Device(ABC):
             self._failed_capture = str(error)
             raise
 
-    @abstractmethod
-    def _capture(self, call: Clip) -> Clip:
-        """Capture a call, or raise NotCapturedError."""
-
-    @abstractmethod
-    def free_memory(self) -> None:
-        """Give back the memory that nobody uses any more."""
-
-    @abstractmethod
-    def facts(self) -> dict[str, str]:
-        """Describe the device and its driver."""
-
-    def state(self) -> dict[str, str]:
-        """Return what may change from one moment to the next: nothing, but for a GPU."""
-        return {}
-
-
-class CpuDevice(Device):
-    """The CPU: the wall clock for events, and the call itself for the replay of a graph."""
-
-    is_gpu = False
-    type = "cpu"
-    name = "a CPU in place of a GPU"
-
-    def __init__(self) -> None:
-        # Nobody quotes these times, so that nothing need outgrow the cache.
-        self._buffer = torch.zeros(1 << 20, dtype=torch.uint8)
-
-    def clock(self, call: Callable[[], object]) -> tuple[object, float]:
-        """Time a call by the wall clock."""
-        return wall_clock(call)
-
-    def flush(self, host_ms: float) -> None:  # noqa: ARG002
-        """Write a small buffer."""
-        self._buffer.fill_(1)
-
-    def synchronize(self) -> None:
-        """Return at once: the CPU has done what it was told."""
-
     def _capture(self, call: Clip) -> Clip:
         return call
 
     def free_memory(self) -> None:
-        """Do nothing: the CPU's memory is given back already."""
+        """Give back the memory that is in use no more."""
 
     def facts(self) -> dict[str, str]:
-        """Say that this is no GPU."""
+        """Describe the device and its driver."""
         return {"device": "the CPU: the wall clock for events, the call again for a replay"}
+
+    def state(self) -> dict[str, str]:
+        """Return what may change from one moment to the next."""
+        return {}
 
 
 class CudaDevice(Device):
     """Torch's current GPU, timed by events on its current stream."""
 
-    is_gpu = True
-    type = "cuda"
+    type, is_gpu = "cuda", True
 
     def __init__(self) -> None:
         self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -160,12 +120,11 @@ class CudaDevice(Device):
     def _calibrated(self) -> float:
         """Return how many cycles of ``torch.cuda._sleep`` are a millisecond, by events."""
         # The first pay for loading the kernel, and wake the GPU from its idle clocks.
-        spin = partial(_spin, CALIBRATED_CYCLES)
+        spin = partial(torch.cuda._sleep, CALIBRATED_CYCLES)
         taken = [self.clock(spin)[1] for _ in range(CALIBRATIONS)][-CALIBRATED:]
         return CALIBRATED_CYCLES / (median(taken) / 1e6)
 
     def clock(self, call: Callable[[], object]) -> tuple[object, float]:
-        """Time a call by two events around it, and note whether the host was ahead of the first."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         result = call()
@@ -184,14 +143,12 @@ class CudaDevice(Device):
         """
         self._buffer.fill_(1)
         torch.amax(self._buffer, 0, out=self._highest)
-        _spin(ceil((AHEAD * host_ms + AHEAD_MS) * self._cycles_per_ms))
+        torch.cuda._sleep(ceil((AHEAD * host_ms + AHEAD_MS) * self._cycles_per_ms))
 
     def synchronize(self) -> None:
-        """Wait for the current GPU."""
         torch.cuda.synchronize()
 
     def _capture(self, call: Clip) -> Clip:
-        """Capture a call in a CUDA graph, after calls of it on a stream of their own."""
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         aside.wait_stream(here)
@@ -202,7 +159,7 @@ class CudaDevice(Device):
         finally:
             here.wait_stream(aside)
         try:
-            # A capture that fails leaves its own stream the current one.
+            # A capture that fails leaves its stream the current one.
             with torch.cuda.stream(here), torch.cuda.graph(graph):
                 total_norm = call()
         except Exception as error:  # noqa: BLE001 - Triton's errors are no RuntimeErrors
@@ -215,12 +172,10 @@ class CudaDevice(Device):
         return replay
 
     def free_memory(self) -> None:
-        """Empty torch's cache of memory."""
         gc.collect()
         torch.cuda.empty_cache()
 
     def facts(self) -> dict[str, str]:
-        """Describe the GPU: what torch knows, the driver and, where nvidia-smi runs, the clocks."""
         properties = self._properties
         is_hip = torch.version.hip is not None
         architecture = {"architecture": properties.gcnArchName} if is_hip else {}
@@ -231,13 +186,12 @@ class CudaDevice(Device):
             "multiprocessors": str(properties.multi_processor_count),
             "memory": f"{properties.total_memory / 1e9:.1f} GB",
             "L2": f"{properties.L2_cache_size / 2**20:g} MiB",
-            "driver": gpu_facts.driver(is_hip),
-            **gpu_facts.highest_clocks(self._uuid()),
+            "driver": facts.driver(is_hip),
+            **facts.highest_clocks(self._uuid()),
         }
 
     def state(self) -> dict[str, str]:
-        """Return the clocks of this moment and who else is on the GPU."""
-        return gpu_facts.state(self._uuid())
+        return facts.state(self._uuid())
 
     def _uuid(self) -> str:
         return str(getattr(self._properties, "uuid", ""))
@@ -246,10 +200,6 @@ class CudaDevice(Device):
 def flushed_bytes(l2_bytes: int) -> int:
     """Return the size of the buffer that drives all else out of the caches of torch's GPUs."""
     return max(FLUSH_IN_L2S * l2_bytes, 0 if torch.version.hip is None else HIP_FLUSH_BYTES)
-
-
-def _spin(cycles: int) -> None:
-    torch.cuda._sleep(cycles)
 
 
 def why_no_gpu() -> str | None:
@@ -262,24 +212,18 @@ def why_no_gpu() -> str | None:
     return f"a GPU is needed: torch {version} sees none on this machine"
 
 
-def build_for_torch() -> str:
-    """Return the FASTCLIP_BUILD for this torch: "cuda", which does not leave CUDA kernels out."""
-    return "auto" if torch.version.cuda is None else "cuda"
-
-
 def open_device(device_type: str) -> Device:
     """Return the device of this type: "cuda" or "cpu"."""
-    return CudaDevice() if device_type == "cuda" else CpuDevice()
+    return CudaDevice() if device_type == "cuda" else Device()
 
 
 def main(arguments: Sequence[str]) -> int:
     """Return 1, having said why, where there is no GPU; print what to build if asked for it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", action="store_true", help="print what to build, and no more")
     if parser.parse_args(arguments).build:
-        print(build_for_torch())
+        # "cuda" does not leave the CUDA kernels out.
+        print("auto" if torch.version.cuda is None else "cuda")
         return 0
     reason = why_no_gpu()
     if reason is not None:

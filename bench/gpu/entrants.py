@@ -1,4 +1,4 @@
-"""Who is timed on a device and who is not: fastclip's forms, stock, apex, TransformerEngine."""
+"""What is timed on a device, fastclip's forms and those of others, and why the rest is not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 import fastclip
-from bench.core.gradients import EPS, Gradients
-from bench.cpu.measure import list_call
-from bench.gpu.clip_form import FORMS, why_no_choice
-from bench.gpu.devices import Clip
+from bench.core.gradients import EPS, Gradients, list_call
+from bench.core.timing import Clip
 from bench.model.roofline import STOCK_PASSES, passes
+from fastclip.backends.clip_mode import MODES
 
 STOCK, APEX, TRANSFORMER_ENGINE = "stock", "apex", "TransformerEngine"
 BACKENDS = ("native", "triton")
@@ -26,17 +25,15 @@ IMPORT_ERRORS = (ImportError, AttributeError, OSError, RuntimeError, AssertionEr
 
 READS_BACK = "it reads a value back to the host"
 
-ClipList = Callable[[Sequence[Tensor], float], Tensor]
-
 
 @dataclass(frozen=True)
 class Entrant:
-    """Someone who clips.
+    """A way to clip.
 
     Attributes:
         prepare: returns the call that clips these gradients at this threshold.
         is_ours: whether fastclip's promise of accuracy holds for it.
-        form: what fastclip's CUDA clips are to take.
+        form: what fastclip's GPU clips are to take.
         always_writes: whether gradients are written when nothing is clipped.
         not_captured: why it is not tried in a CUDA graph.
     """
@@ -54,31 +51,31 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Field:
-    """Who takes part, and why the others do not."""
+class Entrants:
+    """The entrants that can run, and why the others cannot, by name."""
 
-    entrants: list[Entrant]
+    present: list[Entrant]
     absent: dict[str, str]
 
 
-def find(device_type: str) -> Field:
-    """Return all who can clip on this device; the rest by name, with the reason."""
-    field = Field([Entrant(STOCK, _on_list(_stock))], {})
+def find(device_type: str) -> Entrants:
+    """Return all that can clip on this device; the rest by name, with the reason."""
+    found = Entrants([Entrant(STOCK, _on_list(_stock))], {})
     report = fastclip.backend_report(device_type)
     for backend in BACKENDS:
         reasons = report.get(backend, [f"fastclip {fastclip.__version__} has no such backend"])
         if (backend, device_type) == ("triton", "cpu"):
             reasons = [*reasons, "only Triton's interpreter runs its kernels on the CPU"]
         if reasons:
-            field.absent[f"fastclip {backend}"] = "; ".join(reasons)
+            found.absent[f"fastclip {backend}"] = "; ".join(reasons)
         else:
-            _add_backend(field, backend)
+            found.present.extend(_forms(backend))
     for name, load in ((APEX, _apex), (TRANSFORMER_ENGINE, _transformer_engine)):
         try:
-            field.entrants.append(load())
+            found.present.append(load())
         except IMPORT_ERRORS as error:
-            field.absent[name] = f"{type(error).__name__}: {error}"
-    return field
+            found.absent[name] = f"{type(error).__name__}: {error}"
+    return found
 
 
 def form_name(backend: str, form: str) -> str:
@@ -86,26 +83,21 @@ def form_name(backend: str, form: str) -> str:
     return f"{backend} {form}"
 
 
-def _add_backend(field: Field, backend: str) -> None:
+def _forms(backend: str) -> list[Entrant]:
+    def prepare_list(gradients: Gradients, max_norm: float) -> Clip:
+        return list_call(gradients, max_norm, backend)
+
+    def prepare_clipper(gradients: Gradients, max_norm: float) -> Clip:
+        return fastclip.GradClipper(gradients.parameters, max_norm, backend=backend).clip_
+
     ours = partial(Entrant, is_ours=True, always_writes=False)
-    for form in FORMS:
-        name, reason = form_name(backend, form), why_no_choice()
-        if form != "auto" and reason is not None:
-            field.absent[name] = reason
-        else:
-            field.entrants.append(ours(name, partial(_list_call, backend), form=form))
-    field.entrants.append(ours(f"{backend} {CLIPPER}", partial(_clipper_call, backend)))
+    lists = [ours(form_name(backend, form), prepare_list, form=form) for form in MODES]
+    return [*lists, ours(f"{backend} {CLIPPER}", prepare_clipper)]
 
 
-def _list_call(backend: str, gradients: Gradients, max_norm: float) -> Clip:
-    return list_call(gradients, max_norm, backend)
-
-
-def _clipper_call(backend: str, gradients: Gradients, max_norm: float) -> Clip:
-    return fastclip.GradClipper(gradients.parameters, max_norm, backend=backend).clip_
-
-
-def _on_list(clip: ClipList) -> Callable[[Gradients, float], Clip]:
+def _on_list(
+    clip: Callable[[Sequence[Tensor], float], Tensor],
+) -> Callable[[Gradients, float], Clip]:
     return lambda gradients, max_norm: partial(clip, gradients.parameters, max_norm)
 
 
@@ -121,13 +113,10 @@ def _apex() -> Entrant:
 
 
 def _transformer_engine() -> Entrant:
-    """Put its norm and its scale together, as Megatron does: it has no clip of its own."""
+    """Put its norm and its scale together, as Megatron does: the package has no clip."""
     module = import_module("transformer_engine.pytorch.optimizers")
-    apply, norm, scale = (
-        module.multi_tensor_applier,
-        module.multi_tensor_l2norm,
-        module.multi_tensor_scale,
-    )
+    apply = module.multi_tensor_applier
+    norm, scale = module.multi_tensor_l2norm, module.multi_tensor_scale
     # Newer releases take the coefficient from the GPU; others need it on the host.
     scale_by_tensor = getattr(module, "multi_tensor_scale_tensor", None)
 

@@ -1,4 +1,4 @@
-"""What the vendor's tools say of a GPU: its driver, its clocks, and who else works on it."""
+"""What the vendor's tools say of a GPU: its driver, its clocks, and what else works on it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _AMD_DRIVER = re.compile(r"(?:amdgpu|driver)\s+version\s*:\s*([\w.+-]+)", re.IGN
 
 def driver(is_hip: bool) -> str:
     """Return the version of the GPU's driver, or say that no tool tells it."""
-    told = output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    if told is not None and told.strip():
-        return told.strip().splitlines()[0].strip()
+    version = _query({"driver": "driver_version"}, "")
+    if version:
+        return version["driver"]
     if not is_hip:
         return "unknown: nvidia-smi does not tell it"
     for command in _AMD_TOOLS:
@@ -54,19 +54,20 @@ def highest_clocks(uuid: str) -> dict[str, str]:
 
 
 def state(uuid: str) -> dict[str, str]:
-    """Return the clocks of this moment, why they are not the highest, and who else is on the GPU.
+    """Return the clocks of this moment, why they are not the highest, and what else is on the GPU.
 
     Nothing of it is there where nvidia-smi does not tell it, as on AMD's GPUs.
     """
     found = _query(CURRENT, uuid)
     for name in _REASON_FIELDS:
-        told = _query({"limited by": name}, uuid)
-        if told:
-            found["clocks limited by"] = _reasons(told["limited by"])
+        limits = _query({"limited by": name}, uuid)
+        if limits:
+            found["clocks limited by"] = _reasons(limits["limited by"])
             break
-    listed = output([*_nvidia("compute-apps", ["pid", "process_name", "used_memory"], uuid)])
+    listed = output(_nvidia("compute-apps", ["pid", "process_name", "used_memory"], uuid))
     if listed is not None:
-        others = [line for line in listed.splitlines() if line.strip() and not _is_own(line)]
+        lines = [line.strip() for line in listed.splitlines()]
+        others = [line for line in lines if line and not line.startswith(f"{os.getpid()},")]
         found["other processes on the GPU"] = "; ".join(others) or "none seen"
     return found
 
@@ -86,20 +87,15 @@ def _nvidia(what: str, names: Sequence[str], uuid: str) -> list[str]:
 
 
 def _query(names: Mapping[str, str], uuid: str) -> dict[str, str]:
-    told = output(_nvidia("gpu", list(names.values()), uuid))
-    if told is None or not told.strip():
-        return {}
-    values = [value.strip() for value in told.strip().splitlines()[0].split(",")]
-    return dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
+    first = (output(_nvidia("gpu", list(names.values()), uuid)) or "").strip().partition("\n")[0]
+    values = [value.strip() for value in first.split(",")]
+    is_whole = bool(first) and len(values) == len(names)
+    return dict(zip(names, values, strict=True)) if is_whole else {}
 
 
-def _reasons(told: str) -> str:
+def _reasons(text: str) -> str:
     try:
-        bits = int(told, 16)
+        bits = int(text, 16)
     except ValueError:
-        return told
+        return text
     return ", ".join(reason for bit, reason in REASONS.items() if bits & bit) or "nothing"
-
-
-def _is_own(line: str) -> bool:
-    return line.partition(",")[0].strip() == str(os.getpid())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import truediv
-from statistics import geometric_mean, median
-from typing import TypedDict
+from statistics import geometric_mean
+from typing import NamedTuple, TypedDict
 
-from bench.core.shapes import CASES, Case
+from bench.core.shapes import CASES
+from bench.core.text import row_title
+from bench.core.timing import median_ratio
 from bench.gpu.entrants import form_name
 from bench.gpu.rows import GpuRow
 
@@ -46,79 +46,75 @@ class Choice(TypedDict):
 
     backend: str
     faster: str | None
-    told: str
+    summary: str
     fused_over_split: float | None
     against: list[str]
     ratios: dict[str, Ratio]
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A row that holds both forms: the medians in milliseconds, and the ratio within a round.
+class _Pair(NamedTuple):
+    """Both forms in one row: the medians, and the ratio within a round.
 
     ``is_late``: in half of the rounds of a form or more the host was late, so that the median is of
-    its time, too.
+    its time as well.
     """
 
-    row: GpuRow
+    case: str
+    title: str
     fused_ms: float
     split_ms: float
     ratio: float
     is_late: bool
 
-    def title(self) -> str:
-        clipped = "clipped" if self.row["clipped"] else "not clipped"
-        return f"{self.row['case']} {self.row['dtype']}, {clipped}: {self.ratio:.3f}"
-
 
 def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | None) -> Choice:
     """Compare the time that the forms of one backend take for all models together."""
-    if absent is not None:
-        return _unknown(backend, f"not measured: {absent}")
+    choice = Choice(
+        backend=backend, faster=None, summary="", fused_over_split=None, against=[], ratios={}
+    )
     measured = _pairs(rows, backend)
-    if not measured:
-        return _unknown(backend, "not measured: no case was timed in both forms")
+    if absent is not None or not measured:
+        choice["summary"] = f"not measured: {absent or 'no case was timed in both forms'}"
+        return choice
     pairs = [pair for pair in measured if not pair.is_late]
-    late = [pair.title() for pair in measured if pair.is_late]
-    left_out = [f"left out, as the host was late there: {'; '.join(late)}"] if late else []
-    models = [pair for pair in pairs if CASES[pair.row["case"]].is_model]
-    small = [pair for pair in pairs if _is_many_small(CASES[pair.row["case"]])]
-    ratios = {
-        title: _ratio(chosen)
+    models = [pair for pair in pairs if CASES[pair.case].is_model]
+    if is_gpu and models:
+        _decide(choice, pairs, models)
+    reason = "no model was timed in both forms" if is_gpu else "this is NOT a GPU measurement"
+    parts = [choice["summary"] or f"no choice: {reason}"]
+    for what, titles in (
+        ("mixed, since these cases go against it", choice["against"]),
+        ("left out, as the host was late there", [p.title for p in measured if p.is_late]),
+    ):
+        parts += [f"{what}: {'; '.join(titles)}"] if titles else []
+    small = [p for p in pairs if not CASES[p.case].is_model and CASES[p.case].n_tensors > 1]
+    choice["ratios"] = {
+        title: _ratio([pair.ratio for pair in chosen])
         for title, chosen in (("models", models), ("lists of many small tensors", small))
         if chosen
     }
-    if not is_gpu:
-        return _unknown(backend, "no choice: this is NOT a GPU measurement", ratios)
-    if not models:
-        parts = ["no choice: no model was timed in both forms", *left_out, _means(ratios)]
-        return _unknown(backend, "; ".join(filter(None, parts)), ratios)
+    means = [
+        f"{title} {found['mean']:.3f} ({found['n_cases']} cases from {found['lowest']:.3f} to"
+        f" {found['highest']:.3f})"
+        for title, found in choice["ratios"].items()
+    ]
+    parts.append(f"geometric means, for information: {', '.join(means) or 'none'}")
+    choice["summary"] = "; ".join(parts)
+    return choice
+
+
+def _decide(choice: Choice, pairs: Sequence[_Pair], models: Sequence[_Pair]) -> None:
     over = sum(pair.fused_ms for pair in models) / sum(pair.split_ms for pair in models)
-    faster, told = _verdict(over)
-    against = [pair.title() for pair in pairs if _goes_against(faster, pair.ratio)]
-    parts = [f"{told}: fused time / split time of all models together {over:.3f}", *left_out]
-    parts.append(_means(ratios))
-    if against:
-        parts.insert(1, f"mixed, since these cases go against it: {'; '.join(against)}")
-    return Choice(
-        backend=backend,
-        faster=faster,
-        told="; ".join(parts),
-        fused_over_split=over,
-        against=against,
-        ratios=ratios,
+    faster = _faster(over, MARGIN)
+    verdict = (
+        f"fused and split are equal within {MARGIN:.0%}"
+        if faster == "either"
+        else f"{faster} is faster where nothing else runs on this device"
     )
-
-
-def _unknown(backend: str, told: str, ratios: dict[str, Ratio] | None = None) -> Choice:
-    return Choice(
-        backend=backend,
-        faster=None,
-        told=told,
-        fused_over_split=None,
-        against=[],
-        ratios=ratios or {},
-    )
+    choice["faster"], choice["fused_over_split"] = faster, over
+    choice["summary"] = f"{verdict}: fused time / split time of all models together {over:.3f}"
+    against = [pair for pair in pairs if _faster(pair.ratio, AGAINST) not in (faster, "either")]
+    choice["against"] = [pair.title for pair in against]
 
 
 def _pairs(rows: Sequence[GpuRow], backend: str) -> list[_Pair]:
@@ -128,40 +124,22 @@ def _pairs(rows: Sequence[GpuRow], backend: str) -> list[_Pair]:
         if fused is None or split is None:
             continue
         times = fused["device"], split["device"]
-        ratio = median(map(truediv, times[0]["rounds"], times[1]["rounds"]))
-        late = [2 * entry["rounds_not_ahead"] for entry in (fused, split)]
-        is_late = max(late) >= len(times[0]["rounds"])
-        found.append(_Pair(row, times[0]["median"], times[1]["median"], ratio, is_late))
+        ratio = median_ratio(*times)
+        late = 2 * max(entry["rounds_not_ahead"] for entry in (fused, split))
+        is_late = late >= len(times[0]["rounds"])
+        title = f"{row_title(row['case'], row['dtype'], row['clipped'])}: {ratio:.3f}"
+        medians = times[0]["median"], times[1]["median"]
+        found.append(_Pair(row["case"], title, *medians, ratio, is_late))
     return found
 
 
-def _is_many_small(case: Case) -> bool:
-    return not case.is_model and case.n_tensors > 1
+def _faster(over: float, margin: float) -> str:
+    if abs(over - 1) <= margin:
+        return "either"
+    return "fused" if over < 1 else "split"
 
 
-def _verdict(over: float) -> tuple[str, str]:
-    if abs(over - 1) < MARGIN:
-        return "either", f"fused and split are equal within {MARGIN:.0%}"
-    faster = "fused" if over < 1 else "split"
-    return faster, f"{faster} is faster where nothing else runs on this device"
-
-
-def _goes_against(faster: str, ratio: float) -> bool:
-    is_split_faster, is_fused_faster = ratio > 1 + AGAINST, ratio < 1 - AGAINST
-    return (is_split_faster and faster != "split") or (is_fused_faster and faster != "fused")
-
-
-def _ratio(pairs: Sequence[_Pair]) -> Ratio:
-    found = [pair.ratio for pair in pairs]
+def _ratio(found: Sequence[float]) -> Ratio:
     return Ratio(
         mean=geometric_mean(found), lowest=min(found), highest=max(found), n_cases=len(found)
     )
-
-
-def _means(ratios: dict[str, Ratio]) -> str:
-    parts = [
-        f"{title} {found['mean']:.3f} ({found['n_cases']} cases from {found['lowest']:.3f} to"
-        f" {found['highest']:.3f})"
-        for title, found in ratios.items()
-    ]
-    return f"geometric means, for information: {', '.join(parts) or 'none'}"

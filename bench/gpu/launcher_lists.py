@@ -12,11 +12,7 @@ from math import prod
 from bench.core.shapes import CASES
 
 # Beside the benchmark's cases: one tensor of middling size, and a few small ones.
-EXTRA: dict[str, tuple[int, ...]] = {
-    "1x4e6": (4_000_000,),
-    "1x25e6": (25_000_000,),
-    "64x64k": (65536,) * 64,
-}
+EXTRA = {"1x4e6": (4_000_000,), "1x25e6": (25_000_000,), "64x64k": (65536,) * 64}
 
 
 def lines() -> list[str]:

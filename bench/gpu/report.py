@@ -1,20 +1,19 @@
-"""A run of bench gpu as data and as Markdown."""
+"""A run of `bench gpu` as data and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 from bench.core.machine import Machine
 from bench.core.shapes import CASES
+from bench.core.text import clipped_text, row_title, significant, table
 from bench.gpu.entrants import STOCK
 from bench.gpu.fused_or_split import CAVEAT, Choice
 from bench.gpu.predictions import predictions, predictions_note
 from bench.gpu.rows import Entry, GpuRow, HostTime
-from bench.model.roofline import significant
 
 NOT_A_GPU = "NOT a GPU measurement"
-
 NO_TIME = "-"
 
 
@@ -45,7 +44,7 @@ def title(report: GpuReport) -> str:
     """Return the report's first line."""
     if report["is_gpu"]:
         return f"fastclip on {report['device_name']}"
-    return f"{NOT_A_GPU}: bench gpu tried on a CPU"
+    return f"{NOT_A_GPU}: `bench gpu` tried on a CPU"
 
 
 def provenance(report: GpuReport) -> str:
@@ -62,49 +61,55 @@ def failure_lines(report: GpuReport) -> list[str]:
 
 def markdown(report: GpuReport) -> str:
     """Return the whole report."""
+    rows = report["rows"]
+    device = (report["device_name"], report["copy_gb_per_s"], report["cuda"])
+    header = ["case", "dtype", "", "entrant", "measured us", "predicted us", "ratio"]
     parts = [
         *failure_lines(report),
         f"# {title(report)}",
         f"{report['device_name']}; {provenance(report)}.",
         _facts(report),
         "## Fused or split",
-        *(f"- **{choice['backend']}**: {choice['told']}." for choice in report["choices"]),
+        *(f"- **{choice['backend']}**: {choice['summary']}." for choice in report["choices"]),
         f"{CAVEAT}.",
         "## What was checked before",
         *(f"- {what}: {result}" for what, result in report["checks"].items()),
-        "- results: every call and replay of fastclip's below was held to float64, within the"
-        " roundings of float32, before it was timed; apex's and TransformerEngine's had to come"
-        " near it; how far off each norm is, stock's too, stands in the tables",
-        "## Who is not here",
-        *(_absent(report) or ["Nobody: all entrants could run."]),
+        RESULTS,
+        "## What is not here",
+        *(_absent(report) or ["All entrants could run."]),
         "## Stock's time over each entrant's",
         _ratios(report),
         "## Measured beside predicted",
-        predictions_note(report),
-        _predictions(report),
+        predictions_note(*device),
+        _table(report, header, predictions(rows, *device)),
         "## The host's time for lists of tiny tensors",
         _host_times(report),
         "## All times",
-        *(part for name in _cases(report) for part in (f"### {name}", _case(report, name))),
+        *(part for case in _unique(row["case"] for row in rows) for part in _case(report, case)),
         "## How it was measured",
         HOW,
     ]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
 
 
+RESULTS = """\
+- results: every call and replay of fastclip's below was held to float64, within the roundings of
+  float32, before it was timed; apex's and TransformerEngine's had to come near it; the tables say
+  how far off each norm is"""
+
 HOW = """\
 - device: between two events around one call. Before it the gradients are restored where the call
   clips, a buffer larger than L2 is written and then read, which leaves nothing to write back, and
   the GPU is kept busy until the host has surely launched the whole call, so that it waits for
-  nothing but what the call itself makes it wait for. Where the host was late all the same, a line
-  under the case's table says in how many rounds.
+  nothing except what the call itself makes it wait for. Where the host was late all the same, a
+  line under the case's table says in how many rounds.
 - replay: the same for a CUDA graph of the call, after all other times of its row. A capture that
-  fails is the run's last. host: the processor's clock around the call on an
-  idle device; nobody synchronises.
+  fails is the run's last. host: the processor's clock around the call on an idle device; nothing
+  synchronises.
 - All take turns, in another order each round, and the first round is not counted. Numbers are
   medians; ratios are medians of the ratio within a round.
 - GB/s: counted bytes over the device's time. The norm reads every gradient byte once; a scale reads
-  it once more and writes it; who scales when nothing is clipped shows in "written".
+  it once more and writes it; "written" shows what scales when nothing is clipped.
 - of copy: those GB/s over what a large copy on this device reads and writes in a second.
 - off by: the error of the norm, relative to float64.
 - apex has kernels for float32 and float16 alone: its clip of bfloat16 gradients is torch's
@@ -112,108 +117,87 @@ HOW = """\
 
 
 def _facts(report: GpuReport) -> str:
-    machine = report["machine"]
-    told = {
+    machine, share = report["machine"], report["machine"]["others_share"]
+    # Without a verdict on a busy host: the GPU's times do not depend on it.
+    load = "unknown" if share is None else f"{share:.1%} of the processors' time"
+    facts = {
         **report["facts"],
         "copy on the device, read + written": f"{report['copy_gb_per_s']:.0f} GB/s",
         **report["versions"],
         **report["settings"],
         "processor": f"{machine['cpu']}, {machine['cores']} cores",
-        "others on it (of the host: for host times alone)": _others(machine["others_share"]),
+        "others on it (of the host: for host times alone)": load,
         "date": machine["date"],
         "commit": machine["commit"] or "unknown",
     }
-    return _table(report, ["what", "value"], list(map(list, told.items())))
-
-
-def _others(share: float | None) -> str:
-    """Say how busy the host was, without a verdict: the GPU's times do not depend on it."""
-    return "unknown" if share is None else f"{share:.1%} of the processors' time"
+    return _table(report, ["what", "value"], list(map(list, facts.items())))
 
 
 def _absent(report: GpuReport) -> list[str]:
-    told = [f"- {name}: {reason}" for name, reason in report["absent"].items()]
-    told += [
-        f"- {name} at {row['case']} {row['dtype']}, {_clipped(row)}: {reason}"
-        for row in report["rows"]
-        for name, reason in row["not_timed"].items()
+    return [
+        *(f"- {name}: {reason}" for name, reason in report["absent"].items()),
+        *(
+            f"- {name} at {_row_title(row)}: {reason}"
+            for row in report["rows"]
+            for name, reason in row["not_timed"].items()
+        ),
+        *(f"- everything at {where}: {reason}" for where, reason in report["skipped"].items()),
     ]
-    told += [f"- nobody at {where}: {reason}" for where, reason in report["skipped"].items()]
-    return told
 
 
-def _names(report: GpuReport) -> list[str]:
-    return list(dict.fromkeys(name for row in report["rows"] for name in row["entries"]))
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
-def _cases(report: GpuReport) -> list[str]:
-    return list(dict.fromkeys(row["case"] for row in report["rows"]))
-
-
-def _clipped(row: GpuRow) -> str:
-    return "clipped" if row["clipped"] else "not clipped"
+def _row_title(row: GpuRow) -> str:
+    return row_title(row["case"], row["dtype"], row["clipped"])
 
 
 def _ratios(report: GpuReport) -> str:
-    names = [name for name in _names(report) if name != STOCK]
+    names = _unique(name for row in report["rows"] for name in row["entries"])
     lines = [
-        [row["case"], row["dtype"], _clipped(row)]
+        [row["case"], row["dtype"], clipped_text(row["clipped"])]
         + [
-            f"{entry['stock_over']:.2f}" if (entry := row["entries"].get(name)) else NO_TIME
+            f"{row['entries'][name]['stock_over']:.2f}" if name in row["entries"] else NO_TIME
             for name in names
+            if name != STOCK
         ]
         for row in report["rows"]
     ]
-    return _table(report, ["case", "dtype", "", *names], lines)
-
-
-def _predictions(report: GpuReport) -> str:
-    header = ["case", "dtype", "", "entrant", "measured us", "predicted us", "ratio"]
-    lines = [
-        [row["case"], row["dtype"], _clipped(row), name, *cells]
-        for row, name, cells in predictions(report)
-    ]
+    header = ["case", "dtype", "", *(name for name in names if name != STOCK)]
     return _table(report, header, lines)
 
 
 def _host_times(report: GpuReport) -> str:
-    names = list(dict.fromkeys(n for found in report["host_times"] for n in found["microseconds"]))
+    times = [(found["n_tensors"], found["microseconds"]) for found in report["host_times"]]
+    names = _unique(name for _, microseconds in times for name in microseconds)
     lines = [
-        [str(found["n_tensors"])]
-        + [
-            significant(found["microseconds"][name]) if name in found["microseconds"] else NO_TIME
-            for name in names
-        ]
-        for found in report["host_times"]
+        [str(n), *(significant(us[name]) if name in us else NO_TIME for name in names)]
+        for n, us in times
     ]
     return _table(report, ["tensors of 64", *(f"{name}, us" for name in names)], lines)
 
 
-_ENTRY_HEADER = ["dtype", "", "entrant", "device us", "read", "written", "GB/s", "of copy"]
-_ENTRY_HEADER += ["replay us", "host us", "stock / it", "off by"]
-
-
-def _case(report: GpuReport, case: str) -> str:
+def _case(report: GpuReport, case: str) -> list[str]:
     rows = [row for row in report["rows"] if row["case"] == case]
+    entries = [(row, name, entry) for row in rows for name, entry in row["entries"].items()]
     lines = [
-        [row["dtype"], _clipped(row), name, *_cells(entry)]
-        for row in rows
-        for name, entry in row["entries"].items()
+        {"dtype": row["dtype"], "": clipped_text(row["clipped"]), "entrant": name, **_cells(entry)}
+        for row, name, entry in entries
     ]
-    reasons = dict.fromkeys(
+    reasons = _unique(
         f"- {name} is not replayed: {entry['not_replayed']}"
-        for row in rows
-        for name, entry in row["entries"].items()
+        for _, name, entry in entries
         if entry["not_replayed"] is not None
     )
     late = [
-        f"- {name} {row['dtype']}, {_clipped(row)}: {told}"
-        for row in rows
-        for name, entry in row["entries"].items()
-        for told in _not_ahead(entry)
+        f"- {name} {row['dtype']}, {clipped_text(row['clipped'])}: {text}"
+        for row, name, entry in entries
+        for text in _not_ahead(entry)
     ]
     head = f"{CASES[case].note}: {rows[0]['n_tensors']:,} tensors."
-    return "\n\n".join([head, _table(report, _ENTRY_HEADER, lines), *reasons, *late])
+    times = _table(report, list(lines[0]), [list(line.values()) for line in lines])
+    return [f"### {case}", head, times, *reasons, *late]
 
 
 def _not_ahead(entry: Entry) -> list[str]:
@@ -228,27 +212,22 @@ def _not_ahead(entry: Entry) -> list[str]:
     ]
 
 
-def _cells(entry: Entry) -> list[str]:
+def _cells(entry: Entry) -> dict[str, str]:
     replay = entry["replay"]
-    return [
-        significant(entry["device"]["median"] * 1e3),
-        f"{entry['bytes_read'] / 1e6:.1f} MB",
-        f"{entry['bytes_written'] / 1e6:.1f} MB",
-        significant(entry["gb_per_s"]),
-        f"{entry['fraction_of_copy']:.0%}",
-        NO_TIME if replay is None else significant(replay["median"] * 1e3),
-        significant(entry["host"]["median"] * 1e3),
-        f"{entry['stock_over']:.2f}",
-        f"{entry['error']:.1e}",
-    ]
+    return {
+        "device us": significant(entry["device"]["median"] * 1e3),
+        "read": f"{entry['bytes_read'] / 1e6:.1f} MB",
+        "written": f"{entry['bytes_written'] / 1e6:.1f} MB",
+        "GB/s": significant(entry["gb_per_s"]),
+        "of copy": f"{entry['fraction_of_copy']:.0%}",
+        "replay us": NO_TIME if replay is None else significant(replay["median"] * 1e3),
+        "host us": significant(entry["host"]["median"] * 1e3),
+        "stock / it": f"{entry['stock_over']:.2f}",
+        "off by": f"{entry['error']:.1e}",
+    }
 
 
 def _table(report: GpuReport, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table that says of itself, wherever it is copied to, if it is of no GPU."""
     first = header[0] if report["is_gpu"] else f"{header[0]} ({NOT_A_GPU})"
-    rows = [[first, *header[1:]], ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in rows)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return table([first, *header[1:]], lines)

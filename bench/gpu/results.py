@@ -14,9 +14,9 @@ Row = tuple[str, str, bool]
 """A case, a dtype, and whether it is clipped."""
 
 
-def device_microseconds(entrant: str, folder: Path = H200) -> dict[Row, float]:
-    """Return the median time on the device of an entrant of bench gpu, by row."""
-    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+def device_microseconds(entrant: str) -> dict[Row, float]:
+    """Return the median time on the device of an entrant of `bench gpu`, by row."""
+    lines = (H200 / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         (row["case"], row["dtype"], row["clipped"]): row["entries"][entrant]["device"]["median"]
         * 1e3
@@ -24,8 +24,8 @@ def device_microseconds(entrant: str, folder: Path = H200) -> dict[Row, float]:
     }
 
 
-def stock_launches(folder: Path = H200) -> dict[str, int]:
+def stock_launches() -> dict[str, int]:
     """Return how many kernels stock's call launched, as torch's profiler counted them, by case."""
-    text = (folder / "launches.txt").read_text(encoding="utf-8")
+    text = (H200 / "launches.txt").read_text(encoding="utf-8")
     counted = re.findall(r"^launches (\S+) float32 stock no: (\d+) kernels", text, re.MULTILINE)
     return {case: int(kernels) for case, kernels in counted}

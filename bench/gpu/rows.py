@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypedDict
 
 import torch
-from torch import Tensor
 
 from bench.core.gradients import Gradients
 from bench.core.shapes import Case
-from bench.core.timing import Contender, Effort, Sample, alternate, median_ratio, wall_clock
-from bench.cpu.measure import Milliseconds, in_milliseconds
+from bench.core.timing import Contender, Effort, Milliseconds, alternate, median_ratio, wall_clock
 from bench.gpu.calls import Bench, Calls
 from bench.gpu.devices import Device
 from bench.gpu.entrants import STOCK
@@ -21,7 +20,7 @@ class Entry(TypedDict):
     """What one entrant took.
 
     ``device`` is the time between two events around a call that the host had launched whole before
-    the first, but for ``rounds_not_ahead`` of its rounds; ``host`` is what the call kept the host
+    the first, except in ``rounds_not_ahead`` of its rounds; ``host`` is what the call kept the host
     for; ``replay`` is the device's time for a CUDA graph, with rounds of the same kind.
     """
 
@@ -40,9 +39,9 @@ class Entry(TypedDict):
 
 
 class GpuRow(TypedDict):
-    """A case in one dtype, clipped or not: what each entrant took, and who was not timed.
+    """A case in one dtype, clipped or not: what each entrant took, and those that were not timed.
 
-    ``failures`` are fastclip's: an entrant of its own that raised, or gave a wrong result.
+    ``failures`` are fastclip's: one of its entrants raised, or gave a wrong result.
     """
 
     case: str
@@ -67,40 +66,44 @@ HOST_TENSORS = (10, 100, 1000)
 
 
 def measure_row(bench: Bench, gradients: Gradients, clipped: bool) -> GpuRow:
-    """Check all results, then time those who passed: calls first, then replays of graphs.
+    """Check all results, then time the entrants that passed: calls first, then replays of graphs.
 
     Raises:
         Exception: whatever stock's call raised.
-        torch.OutOfMemoryError: there was too little memory for a call of fastclip, too.
+        torch.OutOfMemoryError: there was too little memory even for a call of fastclip.
     """
     row = Calls(bench, gradients, clipped)
     errors = row.check_all()
     host = row.time_all(wall_clock, lambda _: bench.device.synchronize())
 
     def flush(name: str) -> None:
-        bench.device.flush(host[name].high_ms)
+        bench.device.flush(host[name]["high"])
 
     on_device = row.time_all(bench.device.clock, flush)
     late = row.late_rounds
     replayed = row.time_replays(bench.device.clock, flush)
     gradients.restore()
-    entries = {
-        name: Entry(
-            device=in_milliseconds(on_device[name]),
-            host=in_milliseconds(host[name]),
-            replay=in_milliseconds(replayed[name]) if name in replayed else None,
+    entries: dict[str, Entry] = {}
+    for name, device in on_device.items():
+        reads, writes = row.entrants[name].passes(clipped)
+        bytes_per_second = (reads + writes) * gradients.n_bytes / device["median"] * 1e3
+        entries[name] = Entry(
+            device=device,
+            host=host[name],
+            replay=replayed.get(name),
             not_replayed=row.not_replayed.get(name),
             rounds_not_ahead=late[name],
             replay_rounds_not_ahead=row.late_rounds.get(name, 0) if name in replayed else 0,
             error=errors[name],
-            **_rates(bench, gradients, row.entrants[name].passes(clipped), on_device[name]),
-            stock_over=median_ratio(on_device[STOCK], on_device[name]),
+            bytes_read=reads * gradients.n_bytes,
+            bytes_written=writes * gradients.n_bytes,
+            gb_per_s=bytes_per_second / 1e9,
+            fraction_of_copy=bytes_per_second / bench.copy_bytes_per_second,
+            stock_over=median_ratio(on_device[STOCK], device),
         )
-        for name in on_device
-    }
     return GpuRow(
         case=gradients.case.name,
-        dtype=str(gradients.dtype).removeprefix("torch."),
+        dtype=gradients.dtype,
         clipped=clipped,
         n_tensors=gradients.case.n_tensors,
         gradient_bytes=gradients.n_bytes,
@@ -110,34 +113,15 @@ def measure_row(bench: Bench, gradients: Gradients, clipped: bool) -> GpuRow:
     )
 
 
-class _Rates(TypedDict):
-    bytes_read: int
-    bytes_written: int
-    gb_per_s: float
-    fraction_of_copy: float
-
-
-def _rates(bench: Bench, gradients: Gradients, passes: tuple[int, int], sample: Sample) -> _Rates:
-    reads, writes = passes
-    moved = (reads + writes) * gradients.n_bytes
-    bytes_per_second = moved / sample.median_ms * 1e3
-    return _Rates(
-        bytes_read=reads * gradients.n_bytes,
-        bytes_written=writes * gradients.n_bytes,
-        gb_per_s=bytes_per_second / 1e9,
-        fraction_of_copy=bytes_per_second / bench.copy_bytes_per_second,
-    )
-
-
 def measure_host(bench: Bench, counts: Sequence[int] = HOST_TENSORS) -> list[HostTime]:
-    """Time the host alone on lists of tiny tensors; nothing is clipped, nobody synchronises."""
+    """Time the host alone on lists of tiny tensors: nothing is clipped or waited for."""
     found: list[HostTime] = []
     for n in counts:
         case = Case(f"{n}x64", ((64,),) * n, "a list whose cost is the host's alone")
         row = Calls(bench, Gradients(case, "float32", bench.device.type), clipped=False)
         row.check_all()
         samples = row.time_all(wall_clock, lambda _: bench.device.synchronize())
-        microseconds = {name: sample.median_ms * 1e3 for name, sample in samples.items()}
+        microseconds = {name: sample["median"] * 1e3 for name, sample in samples.items()}
         found.append(HostTime(n_tensors=n, microseconds=microseconds, failures=row.failures))
     return found
 
@@ -145,10 +129,6 @@ def measure_host(bench: Bench, counts: Sequence[int] = HOST_TENSORS) -> list[Hos
 def copy_speed(device: Device, n_bytes: int, effort: Effort) -> float:
     """Return the bytes that a copy on the device reads and writes in a second."""
     source, target = (torch.ones(n_bytes, dtype=torch.uint8, device=device.type) for _ in range(2))
-
-    def copy() -> Tensor:
-        return target.copy_(source)
-
-    copying = Contender(copy, before=lambda: device.flush(0.0), after=lambda _: None)
+    copying = Contender(partial(target.copy_, source), before=partial(device.flush, 0.0))
     sample = alternate({"copy": copying}, effort, device.clock)["copy"]
-    return 2 * n_bytes / sample.median_ms * 1e3
+    return 2 * n_bytes / sample["median"] * 1e3

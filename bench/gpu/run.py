@@ -1,13 +1,13 @@
 """Compare fastclip with stock PyTorch, apex and TransformerEngine on a GPU, and write a report.
 
     python bench gpu [--device cuda|cpu] [--cases NAME ...] [--dtypes NAME ...] [--quick]
-                        [--out FOLDER] [--junit FILE] [--sanitizer FILE]
+                     [--out FOLDER] [--junit FILE] [--sanitizer FILE]
 
-Each result is checked against float64 before it is timed; who gives a wrong one or raises is left
-out of that row. A run that shows nothing of fastclip on the GPU, in which a check failed or which
-left a form of fastclip out says so at the beginning of the report and ends with status 1. Until the
-report is written, FOLDER/partial.jsonl holds the rows so far. On the CPU the program goes the same
-ways, and its report says that it is of no GPU.
+Each result is checked against float64 before it is timed; an entrant that gives a wrong one or
+raises is left out of that row. The report starts with FAILED, and the exit status is 1, if fastclip
+did not run on the GPU, a check failed, or one of its forms was left out. Until the report is
+written, FOLDER/partial.jsonl holds the rows so far. On the CPU the program goes the same ways, and
+its report says that it is of no GPU.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import torch
 
 import fastclip
 from bench.core.gradients import DTYPES, Gradients, WrongResultError
-from bench.core.machine import Company, describe
+from bench.core.machine import HostLoad, describe
 from bench.core.shapes import CASES
 from bench.core.timing import QUICK_EFFORT, Effort
 from bench.gpu import entrants
 from bench.gpu.calls import Bench, reason_of
 from bench.gpu.chart import draw
-from bench.gpu.checks import check_sanitizer, check_tests, missing_backends, nothing_timed
+from bench.gpu.checks import check_sanitizer, check_tests, missing_backends
 from bench.gpu.devices import Device, open_device, why_no_gpu
 from bench.gpu.fused_or_split import CAVEAT, choose
 from bench.gpu.report import GpuReport, failure_lines, markdown
@@ -48,7 +48,7 @@ COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 24}
 """What the copy moves: many times the L2 of any GPU."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,12 +63,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--sanitizer", type=Path, metavar="FILE", help="what `bench sanitize` wrote"
     )
     options = parser.parse_args(arguments)
-    if options.cases is None:
-        options.cases = list(QUICK_CASES if options.quick else CASES)
     # Named twice is measured once.
-    options.cases, options.dtypes = (
-        list(dict.fromkeys(names)) for names in (options.cases, options.dtypes)
-    )
+    options.cases = list(dict.fromkeys(options.cases or (QUICK_CASES if options.quick else CASES)))
+    options.dtypes = list(dict.fromkeys(options.dtypes))
     return options
 
 
@@ -95,17 +92,18 @@ def measure(options: argparse.Namespace, bench: Bench) -> Found:
     """
     found = Found()
 
-    # A function of its own, so that one case's gradients are gone before the next one's are made.
+    # A function, so that the gradients of one case are gone before the next one's are made.
     def measure_case(name: str, dtype: str) -> None:
         gradients = Gradients(CASES[name], dtype, bench.device.type)
         for clipped in (False, True):
             row = measure_row(bench, gradients, clipped)
             found.rows.append(row)
-            _progress(row)
+            times = (f"{n} {e['device']['median'] * 1e3:.1f} us" for n, e in row["entries"].items())
+            print(f"{gradients.title(clipped)}: {', '.join(times)}", file=sys.stderr, flush=True)
             with (options.out / PARTIAL).open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(row)}\n")
 
-    where = "the host's times"
+    where = ""
     try:
         for name, dtype in product(options.cases, options.dtypes):
             where = f"{name} {dtype}"
@@ -121,13 +119,6 @@ def measure(options: argparse.Namespace, bench: Bench) -> Found:
     except (RuntimeError, WrongResultError) as error:
         found.failures.append(f"the run ended at {where}: {reason_of(error)}")
     return found
-
-
-def _progress(row: GpuRow) -> None:
-    times = (f"{name} {e['device']['median'] * 1e3:.1f} us" for name, e in row["entries"].items())
-    clipped = "clipped" if row["clipped"] else "not clipped"
-    told = f"{row['case']} {row['dtype']} {clipped}: {', '.join(times)}"
-    print(told, file=sys.stderr, flush=True)
 
 
 def versions(facts: dict[str, str]) -> dict[str, str]:
@@ -151,28 +142,24 @@ def versions(facts: dict[str, str]) -> dict[str, str]:
 
 def run(options: argparse.Namespace, device: Device) -> GpuReport:
     """Measure what the options ask for."""
-    company, facts = Company(), device.facts()
-    before = device.state()
-    taking_part = entrants.find(device.type)
-    absent = {
-        backend: taking_part.absent.get(f"fastclip {backend}") for backend in entrants.BACKENDS
-    }
+    load, facts, before = HostLoad(), device.facts(), device.state()
+    chosen = entrants.find(device.type)
+    absent = {backend: chosen.absent.get(f"fastclip {backend}") for backend in entrants.BACKENDS}
     checks = {
         "tests marked gpu": check_tests(options.junit),
         "compute-sanitizer": check_sanitizer(options.sanitizer, absent),
     }
     effort = QUICK_EFFORT if options.quick else EFFORT
     speed = copy_speed(device, COPIED_BYTES[device.type], effort)
-    bench = Bench(device, taking_part.entrants, effort, speed)
-    found = measure(options, bench)
+    found = measure(options, Bench(device, chosen.present, effort, speed))
     for when, state in (("before", before), ("right after", device.state())):
         facts |= {f"{what}, {when}": value for what, value in state.items()}
-    rows = found.rows
-    ours = {entrant.name for entrant in taking_part.entrants if entrant.is_ours}
     failures = missing_backends(absent, device.is_gpu, torch.version.cuda is not None)
-    failures += nothing_timed([name for row in rows for name in row["entries"] if name in ours])
+    timed = {name for row in found.rows for name in row["entries"]}
+    if not any(entrant.is_ours and entrant.name in timed for entrant in chosen.present):
+        failures.append("no form of fastclip was timed")
     failures += found.failures
-    failures += [told for part in (*rows, *found.host_times) for told in part["failures"]]
+    failures += [reason for part in (*found.rows, *found.host_times) for reason in part["failures"]]
     failures += [failure for check in checks.values() for failure in check.failures]
     return GpuReport(
         failures=failures,
@@ -180,27 +167,21 @@ def run(options: argparse.Namespace, device: Device) -> GpuReport:
         cuda=torch.version.cuda,
         device_name=device.name,
         host_times=found.host_times,
-        machine=describe(company),
+        machine=describe(load),
         facts=facts,
         versions=versions(facts),
-        checks={what: check.told for what, check in checks.items()},
+        checks={what: check.summary for what, check in checks.items()},
         settings={
-            "repetitions": f"{effort.min_repetitions} to {effort.max_repetitions}",
+            "repetitions": effort.repetitions(),
             "seconds for each of three kinds of time": f"{effort.seconds:g}",
         },
         copy_gb_per_s=speed / 1e9,
-        absent=taking_part.absent,
+        absent=chosen.absent,
         skipped=found.skipped,
         choices=[
-            choose(
-                rows,
-                backend,
-                device.is_gpu,
-                reason or taking_part.absent.get(entrants.form_name(backend, "fused")),
-            )
-            for backend, reason in absent.items()
+            choose(found.rows, backend, device.is_gpu, reason) for backend, reason in absent.items()
         ],
-        rows=rows,
+        rows=found.rows,
     )
 
 
@@ -212,36 +193,31 @@ def why_not_ready(options: argparse.Namespace) -> str | None:
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        return f"matplotlib is needed to draw report.png: {error}"
+        return f"nothing was measured: matplotlib is needed to draw report.png: {error}"
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         for name in ("report.json", "report.md", "report.png"):
             (options.out / name).unlink(missing_ok=True)
         (options.out / PARTIAL).write_text("", encoding="utf-8")
     except OSError as error:
-        return f"--out must be a folder to write to: {error}"
+        return f"nothing was measured: --out must be a folder to write to: {error}"
     return None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run and write report.md, report.png and report.json; 1 without a GPU or if the run failed."""
     options = parse(arguments)
-    reason = why_no_gpu() if options.device == "cuda" else None
+    reason = (why_no_gpu() if options.device == "cuda" else None) or why_not_ready(options)
     if reason is not None:
         print(f"bench gpu: {reason}", file=sys.stderr)
-        return 1
-    reason = why_not_ready(options)
-    if reason is not None:
-        print(f"bench gpu: nothing was measured: {reason}", file=sys.stderr)
         return 1
     report = run(options, open_device(options.device))
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (options.out / "report.md").write_text(markdown(report), encoding="utf-8")
     draw(report, options.out / "report.png")
     (options.out / PARTIAL).unlink(missing_ok=True)
-    print("\n".join(f"{choice['backend']}: {choice['told']}" for choice in report["choices"]))
-    print(CAVEAT)
-    print(f"wrote {options.out}/report.md, report.png and report.json")
+    print("\n".join(f"{choice['backend']}: {choice['summary']}" for choice in report["choices"]))
+    print(f"{CAVEAT}\nwrote {options.out}/report.md, report.png and report.json")
     for line in failure_lines(report):
         print(line, file=sys.stderr)
     return int(bool(report["failures"]))

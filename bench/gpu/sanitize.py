@@ -13,14 +13,14 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPLAINT = 86
-"""The exit status for a complaint: none of pytest's own."""
+"""The exit status for a complaint, which pytest has not."""
 
 SKIPPED = "SKIPPED: compute-sanitizer is not installed"
 CLEAN = "nothing reported"
@@ -33,17 +33,13 @@ LEFT_OUT = (
 )
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One tool over some of tests/cuda/test_gpu.py."""
 
     title: str
     tool: str
     options: Sequence[str] = ()
-    pytest: Sequence[str] = ("-m", "gpu and not big")
-    environ: Mapping[str, str] = field(
-        default_factory=lambda: {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    )
+    graphs: bool = False
 
 
 # Torch asks the driver for what it may lack, and such a call fails by design: memcheck would count
@@ -53,13 +49,7 @@ _MEMCHECK = ("--report-api-errors", "no")
 RUNS = (
     Run("memcheck", "memcheck", _MEMCHECK),
     *(Run(tool, tool) for tool in ("racecheck", "initcheck", "synccheck")),
-    Run(
-        "memcheck of the tests that capture graphs",
-        "memcheck",
-        _MEMCHECK,
-        ("-m", "gpu and not big", "-k", "graph or capture"),
-        {},
-    ),
+    Run("memcheck of the tests that capture graphs", "memcheck", _MEMCHECK, graphs=True),
 )
 
 
@@ -67,9 +57,11 @@ def run(run: Run, options: argparse.Namespace) -> str:
     """Run the tests under one tool, and say how it ended."""
     command = [options.sanitizer, "--tool", run.tool, *run.options]
     command += ["--error-exitcode", str(COMPLAINT), sys.executable, "-m", "pytest"]
-    command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
-    command += [*run.pytest, str(ROOT / "tests" / "cuda" / "test_gpu.py")]
-    environ = {**os.environ, "TRITON_INTERPRET": "0", **run.environ}
+    command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-m", "gpu and not big"]
+    command += ["-k", "graph or capture"] if run.graphs else []
+    command += [str(ROOT / "tests" / "cuda" / "test_gpu.py")]
+    allocator = {} if run.graphs else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environ = {**os.environ, "TRITON_INTERPRET": "0", **allocator}
     # Not from the source tree: the tests must see the installed package.
     folder = options.out.parent
     try:
@@ -81,7 +73,7 @@ def run(run: Run, options: argparse.Namespace) -> str:
     return REPORTED if status == COMPLAINT else f"{FAILED}, exit status {status}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write the lines, each as it comes; 1 if one of them is no good news."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,13 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out = options.out.absolute()
     if "/" in options.sanitizer:  # the tests run in another folder
         options.sanitizer = str(Path(options.sanitizer).absolute())
-    if not options.sanitizer:
-        options.out.write_text(f"{SKIPPED}\n", encoding="utf-8")
-        print(SKIPPED)
-        return 1
-    lines: list[str] = []
-    for chosen in RUNS:
+    lines: list[str] = [] if options.sanitizer else [SKIPPED]
+    for chosen in RUNS if options.sanitizer else ():
         lines.append(f"{chosen.title}: {run(chosen, options)}")
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    return int(any(word in line for line in lines for word in BAD_WORDS))
+    return int(any(word in line for line in lines for word in (*BAD_WORDS, SKIPPED)))

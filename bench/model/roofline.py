@@ -1,18 +1,18 @@
 """What a clip should take on a GPU: its bytes over the bandwidth, and its launches.
 
-``python bench roofline`` writes docs/roofline.md again; tests/bench/test_roofline.py compares
-it.
+`python bench roofline` writes docs/roofline.md again; tests/bench/test_roofline.py compares it.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.core.shapes import CASES, Case
-from bench.gpu import results as gpu_results
+from bench.core.text import significant, table
+from bench.gpu import results
 from bench.model.stock_launches import (
     CHUNK_SIZE,
     CUDA_13,
@@ -29,7 +29,7 @@ LAUNCH_MICROSECONDS = 2.0
 """Assumed, not measured: what each launch adds, the same on every GPU and for every kernel."""
 
 MAX_IN_ARGUMENTS = 1630
-"""kLongTable of csrc/cuda/work.h: a longer list is written to memory first, so many rows a launch.
+"""kLongTable of csrc/gpu_work.h: a longer list is written to memory first, so many rows a launch.
 tests/bench/test_roofline.py compares the launches with those that docs/counted-work.md counted."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -38,8 +38,7 @@ STOCK_PASSES = (2, 1)
 """The reads and writes of every gradient byte: stock multiplies whether anything is clipped."""
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """A GPU, the name by which torch knows it, and what its maker says of its memory."""
 
     name: str
@@ -49,40 +48,28 @@ class Gpu:
     source: str
 
 
+DATA_SHEETS = "https://www.nvidia.com/en-us/data-center"
 GPUS = (
     Gpu(
-        "A100 SXM 80 GB",
-        "NVIDIA A100-SXM4-80GB",
-        2.039e12,
-        "2,039 GB/s",
-        "[NVIDIA A100 data sheet](https://www.nvidia.com/en-us/data-center/a100/), 80 GB SXM",
+        *("A100 SXM 80 GB", "NVIDIA A100-SXM4-80GB", 2.039e12, "2,039 GB/s"),
+        f"[NVIDIA A100 data sheet]({DATA_SHEETS}/a100/), 80 GB SXM",
     ),
     Gpu(
-        "H100 SXM",
-        "NVIDIA H100 80GB HBM3",
-        3.35e12,
-        "3.35 TB/s",
-        "[NVIDIA H100 data sheet](https://www.nvidia.com/en-us/data-center/h100/), SXM",
+        *("H100 SXM", "NVIDIA H100 80GB HBM3", 3.35e12, "3.35 TB/s"),
+        f"[NVIDIA H100 data sheet]({DATA_SHEETS}/h100/), SXM",
     ),
     Gpu(
-        "H200",
-        "NVIDIA H200",
-        4.8e12,
-        "4.8 TB/s",
-        "[NVIDIA H200 data sheet](https://www.nvidia.com/en-us/data-center/h200/)",
+        *("H200", "NVIDIA H200", 4.8e12, "4.8 TB/s"),
+        f"[NVIDIA H200 data sheet]({DATA_SHEETS}/h200/)",
     ),
     Gpu(
-        "B200",
-        "NVIDIA B200",
-        8e12,
-        "8 TB/s per GPU",
-        "[NVIDIA HGX data sheet](https://www.nvidia.com/en-us/data-center/hgx/), HGX B200",
+        *("B200", "NVIDIA B200", 8e12, "8 TB/s per GPU"),
+        f"[NVIDIA HGX data sheet]({DATA_SHEETS}/hgx/), HGX B200",
     ),
 )
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a clip does: launches, and how often it reads and writes every gradient byte."""
 
     launches: int
@@ -117,91 +104,85 @@ def known_gpu(torch_name: str) -> Gpu | None:
     return next((gpu for gpu in GPUS if gpu.torch_name == torch_name), None)
 
 
-def significant(value: float) -> str:
-    """Write three significant digits, or all of a larger number's whole ones."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def document() -> str:
     """Write docs/roofline.md."""
-    gpus = "\n".join(f"| {gpu.name} | {gpu.said} | {gpu.source} |" for gpu in GPUS)
-    steps = list(stock_launches(CASES["1x1e8"]))
-    counts = "\n".join(
-        f"| prediction | `{case.name}` | {case.n_tensors:,} | "
-        + " | ".join(str(n) for n in stock_launches(case).values())
-        + f" | {stock_work(case).launches} | {fastclip_work(case, False, split=True).launches} |"
-        for case in CASES.values()
-    )
-    header = f"| | list | tensors | {' | '.join(steps)} | stock | fastclip |"
-    lines = [
+    row_head = ["", "list", "dtype", "clipped"]
+    parts = [
         INTRODUCTION,
-        "| GPU | bandwidth | source |\n|---|---|---|",
-        gpus,
+        table(["GPU", "bandwidth", "source"], [[gpu.name, gpu.said, gpu.source] for gpu in GPUS]),
         MODEL,
-        f"{header}\n|{'---|' * (len(steps) + 5)}",
-        counts,
+        table(["", "list", "tensors", *STEPS, "stock", "fastclip"], _launch_rows()),
         TIMES,
-        f"| | list | dtype | clipped | MB | {' | '.join(gpu.name for gpu in GPUS)} |",
-        f"|{'---|' * (len(GPUS) + 5)}",
-        *_time_rows(),
+        table([*row_head, "MB", *(gpu.name for gpu in GPUS)], _time_rows()),
         MEASURED_LAUNCHES,
-        "| | list | tensors | measured | counted, CUDA 13 | counted, older |",
-        f"|{'---|' * 6}",
-        *_measured_launch_rows(),
+        table(
+            ["", "list", "tensors", "measured", "counted, CUDA 13", "counted, older"],
+            _measured_launch_rows(),
+        ),
         MEASURED_TIMES,
-        "| | list | dtype | clipped | stock | fastclip |",
-        f"|{'---|' * 6}",
-        *_measured_time_rows(),
+        table([*row_head, "stock", "fastclip"], _measured_time_rows()),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(parts) + "\n"
 
 
-def _time_rows() -> list[str]:
-    rows: list[str] = []
-    for case in CASES.values():
-        for dtype, item_bytes in ITEM_BYTES.items():
-            n_bytes = case.n_elements * item_bytes
-            for clipped in (False, True):
-                cells = ["prediction", f"`{case.name}`", dtype, "yes" if clipped else "no"]
-                cells.append(significant(n_bytes / 1e6))
-                cells += [_times(case, n_bytes, clipped, gpu) for gpu in GPUS]
-                rows.append(f"| {' | '.join(cells)} |")
-    return rows
+def _launch_rows() -> list[list[str]]:
+    return [
+        ["prediction", f"`{case.name}`", f"{case.n_tensors:,}"]
+        + [str(n) for n in stock_launches(case).values()]
+        + [str(stock_work(case).launches), str(fastclip_work(case, False, split=True).launches)]
+        for case in CASES.values()
+    ]
+
+
+def _row_cells(kind: str, case: Case, dtype: str, clipped: bool) -> list[str]:
+    return [kind, f"`{case.name}`", dtype, "yes" if clipped else "no"]
+
+
+def _time_rows() -> list[list[str]]:
+    return [
+        [*_row_cells("prediction", case, dtype, clipped), significant(n_bytes / 1e6)]
+        + [_times(case, n_bytes, clipped, gpu) for gpu in GPUS]
+        for case in CASES.values()
+        for dtype, item_bytes in ITEM_BYTES.items()
+        for n_bytes in [case.n_elements * item_bytes]
+        for clipped in (False, True)
+    ]
 
 
 def _times(case: Case, n_bytes: int, clipped: bool, gpu: Gpu) -> str:
-    stock = stock_work(case).seconds(n_bytes, gpu.bytes_per_second) * 1e6
-    split = fastclip_work(case, clipped, split=True).seconds(n_bytes, gpu.bytes_per_second) * 1e6
+    works = stock_work(case), fastclip_work(case, clipped, split=True)
+    stock, split = (work.seconds(n_bytes, gpu.bytes_per_second) * 1e6 for work in works)
     return f"{significant(stock)} / {significant(split)} / {stock / split:.1f}"
 
 
-def _measured_launch_rows() -> list[str]:
+def _measured_launch_rows() -> list[list[str]]:
     return [
-        f"| measured | `{name}` | {CASES[name].n_tensors:,} | {measured}"
-        f" | {stock_work(CASES[name]).launches} | {stock_work(CASES[name], OLDER).launches} |"
-        for name, measured in gpu_results.stock_launches().items()
+        ["measured", f"`{name}`", f"{CASES[name].n_tensors:,}", str(measured)]
+        + [str(stock_work(CASES[name], limits).launches) for limits in (CUDA_13, OLDER)]
+        for name, measured in results.stock_launches().items()
     ]
 
 
-def _measured_time_rows() -> list[str]:
+def _measured_time_rows() -> list[list[str]]:
     gpu = next(gpu for gpu in GPUS if gpu.name == "H200")
-    stock, fused = map(gpu_results.device_microseconds, ("stock", "native fused"))
-    rows: list[str] = []
+    stock, fused = map(results.device_microseconds, ("stock", "native fused"))
+    rows: list[list[str]] = []
     for (name, dtype, clipped), stock_us in stock.items():
-        case, n_bytes = CASES[name], CASES[name].n_elements * ITEM_BYTES[dtype]
-        cells = ["measured", f"`{name}`", dtype, "yes" if clipped else "no"]
+        case = CASES[name]
+        cells = _row_cells("measured", case, dtype, clipped)
         for measured, work in (
             (stock_us, stock_work(case)),
             (fused[name, dtype, clipped], fastclip_work(case, clipped)),
         ):
+            n_bytes = case.n_elements * ITEM_BYTES[dtype]
             predicted = work.seconds(n_bytes, gpu.bytes_per_second) * 1e6
-            cells.append(
-                f"{significant(measured)} / {significant(predicted)} / {measured / predicted:.2f}"
-            )
-        rows.append(f"| {' | '.join(cells)} |")
+            times = f"{significant(measured)} / {significant(predicted)}"
+            cells.append(f"{times} / {measured / predicted:.2f}")
+        rows.append(cells)
     return rows
 
 
+STEPS = list(stock_launches(CASES["1x1e8"]))
 MAX_TENSORS, MAX_BLOCKS = CUDA_13.max_tensors, CUDA_13.max_blocks
 STOCK_MOVES = sum(STOCK_PASSES)
 MOVES = {clipped: sum(passes(clipped)) for clipped in (False, True)}
@@ -219,9 +200,9 @@ what is predicted for it; nobody has measured the other GPUs.
 - **Bytes.** N bytes of gradients: stock moves {STOCK_MOVES} N, clipped or not: one read for the
   norm, one read and one write for the product. fastclip moves {MOVES[False]} N when nothing is
   clipped and {MOVES[True]} N when something is (docs/counted-work.md). Caches are left out: what L2
-  still holds of the gradients makes both faster than this. Partial sums are left out, too: they are
-  small against N, but for lists of thousands of small tensors, for which docs/counted-work.md
-  counts fastclip's.
+  still holds of the gradients makes both faster than this. Partial sums are left out as well: they
+  are small against N, except in lists of thousands of small tensors, for which
+  docs/counted-work.md counts fastclip's.
 - **Launches.** {LAUNCH_MICROSECONDS:g} us for each is an assumption and not a measurement, the same
   for every kernel and GPU, with a host that is far enough ahead never to be waited for. Where
   launches outweigh bytes the prediction says little more than how many there are. The grid sync of
@@ -256,7 +237,7 @@ whose work on the GPU is the same / their ratio.
 MEASURED_LAUNCHES = f"""
 ## Measured on an H200
 
-{gpu_results.H200_RUN}:
+{results.H200_RUN}:
 [bench/results](../bench/results/2026-11-28-h200/README.md) holds the raw numbers.
 
 Kernels that stock's call launched, as torch's profiler counts them, beside those counted for a

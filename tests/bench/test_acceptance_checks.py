@@ -62,8 +62,8 @@ FAKE_PYTHON = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
 *--build*) echo cuda ;;
-bench gpu*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
-"-m pytest"*|bench sanitize*) exit 1 ;;
+"bench gpu"*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
+"-m pytest"*|"bench sanitize"*) exit 1 ;;
 esac
 """
 
@@ -204,7 +204,7 @@ def test_without_the_sanitizer_its_check_is_skipped(tmp_path: Path) -> None:
     out = tmp_path / "sanitized.txt"
     assert sanitize.main(["--sanitizer", "", "--out", str(out)]) == 1
     check = gpu_checks.check_sanitizer(out, {"native": None, "triton": None})
-    assert check == gpu_checks.Check("SKIPPED: compute-sanitizer is not installed")
+    assert check == gpu_checks.Check("SKIPPED: compute-sanitizer is not installed", [])
 
 
 def test_the_sanitizers_check_says_what_it_left_out(tool: Path) -> None:
@@ -212,11 +212,13 @@ def test_the_sanitizers_check_says_what_it_left_out(tool: Path) -> None:
     file = tool.parent / "sanitized.txt"
     # Triton's tests ran: their result counts, though native has none.
     check = gpu_checks.check_sanitizer(file, {"native": "no driver", "triton": None})
-    assert check.told.startswith("memcheck: nothing reported; racecheck: nothing reported")
-    assert "Left out: the tests marked big; under racecheck" in check.told
-    assert check.told.endswith("Without native: no driver") and check.failures == []
+    assert check.summary.startswith("memcheck: nothing reported; racecheck: nothing reported")
+    assert "Left out: the tests marked big; under racecheck" in check.summary
+    assert check.summary.endswith("Without native: no driver") and check.failures == []
     check = gpu_checks.check_sanitizer(file, {"native": "no driver", "triton": "no GPU"})
-    assert check.told.startswith("SKIPPED, as no backend with GPU kernels can run here: native: no")
+    assert check.summary.startswith(
+        "SKIPPED, as no backend with GPU kernels can run here: native: no"
+    )
 
 
 # --- the verdict --------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ def test_skipped_tests_are_told_as_skipped(tmp_path: Path) -> None:
     junit = tmp_path / "gpu.xml"
     junit.write_text(JUNIT)
     assert gpu_checks.check_tests(junit) == gpu_checks.Check(
-        "1 passed, 0 failed, 2 SKIPPED (needs two GPUs)"
+        "1 passed, 0 failed, 2 SKIPPED (needs two GPUs)", []
     )
     assert gpu_checks.check_tests(None) == gpu_checks.Check("not run by this command")
 
@@ -249,8 +251,8 @@ def test_tests_that_did_not_all_pass_fail_the_run(
     if text is not None:
         junit.write_text(text)
     check = gpu_checks.check_tests(junit)
-    assert check.told.startswith(told)
-    assert check.failures == [f"tests marked gpu: {check.told}"]
+    assert check.summary.startswith(told)
+    assert check.failures == [f"tests marked gpu: {check.summary}"]
 
 
 @pytest.mark.parametrize("text", [None, ""])
@@ -288,4 +290,4 @@ def test_a_run_without_fastclip_fails_and_still_writes_its_report(
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert text.startswith(f"FAILED: {failures[0]}\n\nFAILED: {failures[1]}\n\n# NOT a GPU")
     assert f"FAILED: {failures[0]}\nFAILED: {failures[1]}\n" in capsys.readouterr().err
-    assert [entrant.name for entrant in entrants.find("cpu").entrants if entrant.is_ours] == []
+    assert [entrant.name for entrant in entrants.find("cpu").present if entrant.is_ours] == []

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastclip
 from bench.core import shapes, timing
-from bench.core.gradients import DTYPES, Gradients, WrongResultError
+from bench.core.gradients import DTYPES, Gradients, WrongResultError, check_coefficient
 from bench.cpu import measure, peak_memory, streams, targets
 from bench.cpu.other_work import OtherWork
 
@@ -176,11 +176,11 @@ def test_a_wrong_result_ends_the_run_before_anything_is_timed(tmp_path: Path) ->
 
 def test_a_call_that_does_not_clip_ends_the_timing() -> None:
     with pytest.raises(WrongResultError, match="clip_coef must be below 1"):
-        measure.check_coefficient("list", 2.0, True, torch.tensor(1.0))
+        check_coefficient("list", 2.0, True, torch.tensor(1.0))
     with pytest.raises(WrongResultError, match="clip_coef must be 1"):
-        measure.check_coefficient("list", 1.0, False, torch.tensor(2.0))
-    measure.check_coefficient("list", 1.0, True, torch.tensor(2.0))
-    measure.check_coefficient("list", 2.0, False, torch.tensor(1.0))
+        check_coefficient("list", 1.0, False, torch.tensor(2.0))
+    check_coefficient("list", 1.0, True, torch.tensor(2.0))
+    check_coefficient("list", 2.0, False, torch.tensor(1.0))
 
 
 # --- timing -------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_contenders_alternate_in_changing_order() -> None:
     rounds = ["".join(log[at + 1 : at + 9 : 3]) for at in range(0, len(log), 9)]
     assert {"".join(sorted(names)) for names in rounds} == {"abc"}
     assert len(set(rounds)) == 6
-    assert all(len(samples[name].rounds_ms) == 20 for name in "abc")
+    assert all(len(samples[name]["rounds"]) == 20 for name in "abc")
 
 
 def test_sample_is_the_median_of_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,16 +216,16 @@ def test_sample_is_the_median_of_the_call_alone(monkeypatch: pytest.MonkeyPatch)
         lambda: pass_time(next(took)), lambda: pass_time(1000), lambda _: pass_time(1000)
     )
     sample = timing.alternate({"one": contender}, timing.Effort(5, 5, 0.0))["one"]
-    assert sample.rounds_ms == (5.0, 1.0, 9.0, 3.0, 7.0)
-    assert sample.median_ms == 5.0
-    assert 1.0 <= sample.low_ms < 5.0 < sample.high_ms <= 9.0
+    assert sample["rounds"] == [5.0, 1.0, 9.0, 3.0, 7.0]
+    assert sample["median"] == 5.0
+    assert 1.0 <= sample["low"] < 5.0 < sample["high"] <= 9.0
 
 
 def test_ratio_pairs_the_calls_of_a_round() -> None:
     # The machine became half as fast after two rounds of three, or after one.
     over, under = (8.0, 8.0, 16.0), (2.0, 4.0, 4.0)
-    samples = [timing.Sample(rounds, sorted(rounds)[1], 0.0, 0.0) for rounds in (over, under)]
-    assert samples[0].median_ms / samples[1].median_ms == 2.0
+    samples = [timing.summarized(rounds) for rounds in (over, under)]
+    assert samples[0]["median"] / samples[1]["median"] == 2.0
     assert timing.median_ratio(*samples) == 4.0
 
 
@@ -259,11 +259,8 @@ def test_other_work_is_the_last_thing_before_each_call(
 
     monkeypatch.setattr(fastclip, "clip_grad_norm_", logged)
     monkeypatch.setattr(gradients, "restore", lambda: (log.append("restore"), restore()))
-    effort = timing.Effort(3, 3, 0.0)
-    settings = measure.Settings(effort, None)
-    row = measure.measure(
-        gradients, clipped, streams.Streams(1 << 16), settings, lambda: log.append("work")
-    )
+    bench = measure.Bench(timing.Effort(3, 3, 0.0), None, streams.Streams(1 << 16))
+    row = measure.measure(bench, gradients, clipped, lambda: log.append("work"))
     assert row["other_work"] and row["cold"]
     assert measure.row_name(row) == "two, other work between"
     # Stock, list, clipper and reference, once to warm up and in three rounds. "list" stands for
@@ -385,4 +382,4 @@ def test_benchmark_suite_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     suite = json.loads((tmp_path / "suite.json").read_text())
     assert len(suite["benchmarks"]) == 3
-    assert {entry["group"] for entry in suite["benchmarks"]} == {"1000x64 float32 clipped"}
+    assert {entry["group"] for entry in suite["benchmarks"]} == {"1000x64 float32, clipped"}

@@ -13,9 +13,9 @@ from source_tree import ROOT, cuda
 from toolkit import may_skip
 
 from bench.core.shapes import CASES
+from bench.core.text import significant
 from bench.gpu import launcher_lists
 from bench.gpu import results as gpu_results
-from bench.model.roofline import significant
 
 PROGRAMS = ROOT / "bench" / "cuda"
 H200 = gpu_results.H200
