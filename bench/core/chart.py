@@ -23,15 +23,10 @@ def draw_panels(
     ratio: str,
     inches_per_label: float,
 ) -> None:
-    """Draw two panels beside each other, with a label at each height of 0, -1, -2 ...
+    """Draw two panels beside each other, with the labels at the heights 0, -1, -2 ...
 
-    Args:
-        file: The picture.
-        labels: The cases, from the top.
-        draw: Draws the rows that are not clipped, or those that are.
-        title: The heading of the picture.
-        ratio: What the horizontal axis shows.
-        inches_per_label: The height of a case.
+    ``draw`` draws the rows that are not clipped, and those that are; ``ratio`` is what the
+    horizontal axis shows.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastclip
 from bench.core.shapes import Case, Shape
-from bench.core.text import row_title
+from bench.core.text import Head
 from bench.core.timing import Clip
 
 DTYPES: dict[str, torch.dtype] = {
@@ -84,48 +84,44 @@ class Gradients:
         """Return ``|total_norm - float64 norm| / float64 norm``."""
         return abs(float(total_norm) - self.norm) / self.norm
 
-    def title(self, clipped: bool) -> str:
-        """Name the row of a report that holds these gradients."""
-        return row_title(self.case.name, self.dtype, clipped)
+    def head(self, clipped: bool) -> Head:
+        """Return the beginning of the row of a report that is about these gradients."""
+        return Head(
+            case=self.case.name,
+            dtype=self.dtype,
+            clipped=clipped,
+            n_tensors=self.case.n_tensors,
+            gradient_bytes=self.n_bytes,
+        )
 
-    def check(self, name: str, total_norm: Tensor, clipped: bool) -> None:
+    def check(self, name: str, total_norm: Tensor, clipped: bool, *, is_ours: bool = True) -> None:
         """Compare a call's norm and what it left in the gradients with float64.
 
+        Another library may sum in float32 or round its norm to 16 bits: it is held to no promise of
+        ours, only to having clipped.
+
         Raises:
-            WrongResultError: if either is off by more than the roundings that float32 needs.
+            WrongResultError: if either is off by more than roundings explain.
         """
+        tolerance = NORM_TOLERANCE if is_ours else _OTHERS_TOLERANCE
         error = self.norm_error(total_norm)
-        if not error <= NORM_TOLERANCE:
+        if not error <= tolerance:
             raise WrongResultError(
-                f"{name}: total_norm must be {self.norm!r} within {NORM_TOLERANCE:.2e}"
+                f"{name}: total_norm must be {self.norm!r} within {tolerance:.2e}"
                 f" (got {float(total_norm)!r}, off by {error:.2e})"
             )
         clip_coef = coefficient(self.max_norm(clipped), self.norm)
+        relative = None if is_ours else _OTHERS_TOLERANCE
         for position, (grad, saved) in enumerate(zip(self.grads, self.saved, strict=True)):
-            right = is_scaled(grad, saved, clip_coef) if clipped else torch.equal(grad, saved)
-            if not right:
+            if is_ours and not clipped:
+                is_right = torch.equal(grad, saved)
+            else:
+                is_right = is_scaled(grad, saved, clip_coef, relative)
+            if not is_right:
                 raise WrongResultError(
                     f"{name}: gradient {position} of {tuple(grad.shape)} must be its old value"
                     f" times {clip_coef!r} (got other values)"
                 )
-
-    def check_other(self, total_norm: Tensor, clipped: bool) -> None:
-        """Compare the clip of another library with float64.
-
-        Such a library sums in float32 or rounds its norm to 16 bits: it is held to no promise of
-        ours, only to having clipped.
-
-        Raises:
-            WrongResultError: if the clip is out of all proportion.
-        """
-        error = self.norm_error(total_norm)
-        if not error <= _OTHERS_TOLERANCE:
-            raise WrongResultError(f"its total_norm is off by {error:.1e}")
-        clip_coef = coefficient(self.max_norm(clipped), self.norm)
-        for position, (grad, saved) in enumerate(zip(self.grads, self.saved, strict=True)):
-            if not is_scaled(grad, saved, clip_coef, _OTHERS_TOLERANCE):
-                text = f"its gradient {position} is not its old value times {clip_coef!r}"
-                raise WrongResultError(text)
 
 
 def list_call(gradients: Gradients, max_norm: float, backend: str | None) -> Clip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 
 def clipped_text(clipped: bool) -> str:
@@ -10,9 +11,19 @@ def clipped_text(clipped: bool) -> str:
     return "clipped" if clipped else "not clipped"
 
 
-def row_title(case: str, dtype: str, clipped: bool) -> str:
+class Head(TypedDict):
+    """What a row of a report is about: a case in one dtype, clipped or not."""
+
+    case: str
+    dtype: str
+    clipped: bool
+    n_tensors: int
+    gradient_bytes: int
+
+
+def row_title(row: Head) -> str:
     """Name a row of a report."""
-    return f"{case} {dtype}, {clipped_text(clipped)}"
+    return f"{row['case']} {row['dtype']}, {clipped_text(row['clipped'])}"
 
 
 def significant(value: float) -> str:

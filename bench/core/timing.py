@@ -66,6 +66,21 @@ def median_ratio(over: Milliseconds, under: Milliseconds) -> float:
     return median(map(truediv, over["rounds"], under["rounds"]))
 
 
+class Rates(TypedDict):
+    """The bytes that a call reads and writes, as counted, and how many a second."""
+
+    bytes_read: int
+    bytes_written: int
+    gb_per_s: float
+
+
+def rates(n_bytes: int, passes: tuple[int, int], taken: Milliseconds) -> Rates:
+    """Return the rates of a call that reads and writes every one of these bytes so many times."""
+    read, written = (n * n_bytes for n in passes)
+    gb_per_s = (read + written) / taken["median"] / 1e6
+    return Rates(bytes_read=read, bytes_written=written, gb_per_s=gb_per_s)
+
+
 def summarized(rounds: Sequence[float]) -> Milliseconds:
     """Return what a contender took, given each round in milliseconds."""
     low, *_, high = quantiles(rounds, n=10, method="inclusive")

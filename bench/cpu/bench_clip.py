@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.core.gradients import DTYPES, Gradients
 from bench.core.shapes import CASES
-from bench.core.text import clipped_text
+from bench.core.text import clipped_text, row_title
 from bench.cpu.measure import calls, checked_errors
 
 SMALL_CASES = ("resnet-50", "2000x4096", "1000x64")
@@ -47,7 +47,7 @@ def test_clip(
     gradients = gradients_of(case, dtype)
     call = calls(gradients, clipped, backend=None)[contender]
     checked_errors(gradients, {contender: call}, clipped)
-    benchmark.group = gradients.title(clipped)
+    benchmark.group = row_title(gradients.head(clipped))
     benchmark.pedantic(
         call, setup=gradients.restore if clipped else None, rounds=ROUNDS, warmup_rounds=1
     )

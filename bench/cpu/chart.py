@@ -48,7 +48,9 @@ def draw(report: Report, file: Path) -> None:
         for at, ratio, clipper, target in zip(heights, ratios, clippers, held, strict=True):
             # Beside the last mark, not upon it.
             end = (max(ratio, clipper, target or 1.0, 1.0), at)
-            panel.annotate(f"{ratio:.1f}", end, (6, 0), textcoords="offset points", va="center")
+            panel.annotate(
+                f"{ratio:.1f}", end, (6, 0), textcoords="offset points", va="center", size=8
+            )
 
     def draw_panel(panel: Axes, clipped: bool) -> None:
         for dtype in dtypes:

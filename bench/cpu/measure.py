@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict
 
 import torch
 
 import fastclip
 from bench.core.gradients import Gradients, check_coefficient, list_call
+from bench.core.text import Head, row_title
 from bench.core.timing import (
     Clip,
     Contender,
     Effort,
     Milliseconds,
+    Rates,
     alternate,
     median_ratio,
+    rates,
     summarized,
 )
 from bench.cpu.streams import Streams, last_cache_bytes
@@ -27,19 +29,21 @@ WARM_UPS = 5
 """Untimed calls before a timed one: 1000 tensors of 64 take 10 % longer after one than after 5."""
 
 
-class Row(TypedDict):
-    """One line of the table: a case in one dtype, clipped or not.
+class Speeds(Rates):
+    """The speed of the list call, beside that of memory itself."""
+
+    ceiling_ms: float
+    fraction_of_ceiling: float
+
+
+class Row(Head, Speeds):
+    """One line of the table.
 
     ``other_work``: whether other work ran between the calls, or nothing that counts.
     """
 
-    case: str
-    dtype: str
-    clipped: bool
     other_work: bool
-    n_tensors: int
     n_elements: int
-    gradient_bytes: int
     cold: bool
     norm: float
     stock_error: float
@@ -49,11 +53,6 @@ class Row(TypedDict):
     stock_over_list: float
     stock_over_clipper: float
     stock_over_reference: float
-    bytes_read: int
-    bytes_written: int
-    gb_per_s: float
-    ceiling_ms: float
-    fraction_of_ceiling: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,11 @@ def starts_inside_cache(gradients: Gradients) -> bool:
 def row_name(row: Row) -> str:
     """Return the name of a row's case, and what ran between its calls."""
     return f"{row['case']}, other work between" if row["other_work"] else row["case"]
+
+
+def row_text(row: Row) -> str:
+    """Name a row, and what ran between its calls."""
+    return f"{row_title(row)}, other work between" if row["other_work"] else row_title(row)
 
 
 def measure(
@@ -134,13 +138,9 @@ def measure(
     samples = alternate(contenders, bench.effort)
     gradients.restore()
     return Row(
-        case=gradients.case.name,
-        dtype=gradients.dtype,
-        clipped=clipped,
+        **gradients.head(clipped),
         other_work=other_work is not None,
-        n_tensors=gradients.case.n_tensors,
         n_elements=gradients.case.n_elements,
-        gradient_bytes=gradients.n_bytes,
         cold=cold,
         norm=gradients.norm,
         stock_error=errors["stock"],
@@ -173,25 +173,15 @@ def checked_errors(
     return errors
 
 
-class _Speeds(TypedDict):
-    bytes_read: int
-    bytes_written: int
-    gb_per_s: float
-    ceiling_ms: float
-    fraction_of_ceiling: float
-
-
 def _speeds(
     n_bytes: int, clipped: bool, samples: Mapping[str, Milliseconds], streams: Streams
-) -> _Speeds:
-    reads, writes = passes(clipped)
-    fastest = [_fastest(samples, kind) for kind in ("read: ", "update: ")[: 1 + writes]]
+) -> Speeds:
+    kinds = ("read: ", "update: ") if clipped else ("read: ",)
+    fastest = [_fastest(samples, kind) for kind in kinds]
     loops = summarized([sum(taken) for taken in zip(*fastest, strict=True)])
     share = n_bytes / streams.bytes_streamed(n_bytes)
-    return _Speeds(
-        bytes_read=reads * n_bytes,
-        bytes_written=writes * n_bytes,
-        gb_per_s=(reads + writes) * n_bytes / samples["list"]["median"] / 1e6,
+    return Speeds(
+        **rates(n_bytes, passes(clipped), samples["list"]),
         ceiling_ms=loops["median"] * share,
         fraction_of_ceiling=median_ratio(loops, samples["list"]) * share,
     )

@@ -10,7 +10,7 @@ from bench.core.shapes import CASES
 from bench.core.text import significant, table
 from bench.cpu.measure import Row, row_name
 from bench.cpu.sections import Finding
-from bench.cpu.targets import FLOOR, LARGE_BYTES, MEMORY_FRACTION, TARGETS
+from bench.cpu.targets import FLOOR, TARGETS
 
 # Two threads that wait for each other are slowed down by far more than what others take.
 QUIET_SHARE = 0.03
@@ -80,7 +80,6 @@ def text(report: Report) -> str:
         _rows_text(report["rows"]),
         _outcomes_text(report["targets"]),
         _findings_text(report["findings"]),
-        _memory_verdict(report["rows"]),
         "\n".join(f"not measured: {what}: {why}" for what, why in report["not_measured"].items()),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -192,22 +191,3 @@ def _aligned(lines: Sequence[dict[str, str]]) -> str:
 
 def _yes_or_no(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _memory_verdict(rows: Sequence[Row]) -> str:
-    """Say in one line what the largest gradients reach of the speed of memory, at the least."""
-    parts: list[str] = []
-    for clipped, what, loops in (
-        (False, "norm", "the fastest streaming reader"),
-        (True, "clipped", "read + update"),
-    ):
-        fractions = [
-            row["fraction_of_ceiling"]
-            for row in rows
-            if row["clipped"] is clipped and row["gradient_bytes"] >= LARGE_BYTES
-        ]
-        if fractions:
-            verdict = "reached" if min(fractions) >= MEMORY_FRACTION else "MISSED"
-            parts.append(f"{what} at {min(fractions):.2f} of {loops} ({verdict})")
-    bound = f"gradients of {LARGE_BYTES / 1e6:.0f} MB and more, at least {MEMORY_FRACTION}"
-    return f"{bound}: {', '.join(parts)}" if parts else ""

@@ -19,11 +19,10 @@ import fastclip
 from bench.core.gradients import DTYPES, Gradients, WrongResultError
 from bench.core.machine import HostLoad, describe
 from bench.core.shapes import CASES
-from bench.core.text import row_title, significant
 from bench.core.timing import QUICK_EFFORT, Effort
 from bench.cpu import report, sections
 from bench.cpu.chart import draw
-from bench.cpu.measure import Bench, Row, measure, row_name, starts_inside_cache
+from bench.cpu.measure import Bench, Row, measure, row_text, starts_inside_cache
 from bench.cpu.other_work import OtherWork
 from bench.cpu.streams import Streams
 
@@ -75,10 +74,9 @@ def measure_rows(options: argparse.Namespace, bench: Bench) -> list[Row]:
         for between in (None, other_work) if starts_inside_cache(gradients) else (None,):
             for clipped in (False, True):
                 row = measure(bench, gradients, clipped, between)
-                times = (f"{n} {ms['median']:.3f} ms" for n, ms in row["milliseconds"].items())
-                title = row_title(row_name(row), dtype, clipped)
-                ratio = f"stock / list {significant(row['stock_over_list'])}"
-                print(f"{title}: {', '.join(times)}; {ratio}", file=sys.stderr, flush=True)
+                ms = {what: taken["median"] for what, taken in row["milliseconds"].items()}
+                times = (f"{what} {ms[what]:.3f} ms" for what in ("stock", "list", "clipper"))
+                print(f"{row_text(row)}: {', '.join(times)}", file=sys.stderr, flush=True)
                 yield row
 
     return [
@@ -102,7 +100,7 @@ def run(options: argparse.Namespace) -> report.Report:
     for name in options.sections:
         try:
             scale = sections.QUICK if options.quick else sections.FULL
-            findings += sections.SECTIONS[name](bench, scale)
+            findings.extend(sections.SECTIONS[name](bench, scale))
         except sections.NotMeasurableError as error:
             not_measured[name] = str(error)
     return report.Report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -19,7 +19,7 @@ from bench.core.shapes import CASES
 from bench.core.text import row_title
 from bench.core.timing import Contender, alternate, median_ratio
 from bench.cpu import targets
-from bench.cpu.measure import Bench, Row, row_name
+from bench.cpu.measure import Bench, Row, row_text
 from bench.cpu.peak_memory import NOT_MEASURABLE
 
 DOOR = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def finding(
     )
 
 
-def host_time(bench: Bench, scale: Scale) -> list[Finding]:
+def host_time(bench: Bench, scale: Scale) -> Iterator[Finding]:
     """Compare the time per tensor of a very long list with that of a usual one."""
     few, many = scale.few_tensors, scale.many_tensors
     lists = [_parameters(((64,),) * n, torch.float32, 1.0) for n in (few, many)]
@@ -92,43 +92,34 @@ def host_time(bench: Bench, scale: Scale) -> list[Finding]:
             for parameters in lists
         ],
     }
-    findings: list[Finding] = []
     for name, (call_few, call_many) in calls.items():
         ratio, many_ms, few_ms = _compared(bench, call_many, call_few)
-        findings.append(
-            finding(
-                "host time per tensor",
-                f"{name}, {many} tensors of 64 over {few}",
-                ratio * few / many,
-                targets.HOST_TIME_GROWTH,
-                f"{many_ms * 1e6 / many:.0f} ns against {few_ms * 1e6 / few:.0f} ns a tensor",
-            )
+        yield finding(
+            "host time per tensor",
+            f"{name}, {many} tensors of 64 over {few}",
+            ratio * few / many,
+            targets.HOST_TIME_GROWTH,
+            f"{many_ms * 1e6 / many:.0f} ns against {few_ms * 1e6 / few:.0f} ns a tensor",
         )
-    return findings
 
 
-def zeros(bench: Bench, scale: Scale) -> list[Finding]:
+def zeros(bench: Bench, scale: Scale) -> Iterator[Finding]:
     """Compare all-zero gradients with others: the rescue of underflow must not trip over them."""
-    findings: list[Finding] = []
     for name, dtype in DTYPES.items():
         shapes = ((scale.zeros_elements // 16,),) * 16
         calls = (_list_call(_parameters(shapes, dtype, factor), bench) for factor in (0.0, 1.0))
         ratio, zero_ms, other_ms = _compared(bench, *calls, before=bench.streams.evict)
-        findings.append(
-            finding(
-                "all-zero gradients",
-                f"{name}, {scale.zeros_elements * dtype.itemsize / 1e6:.0f} MB, over N(0, 1)",
-                ratio,
-                targets.ZEROS_OVER_OTHERS,
-                f"{zero_ms:.3f} ms against {other_ms:.3f} ms",
-            )
+        yield finding(
+            "all-zero gradients",
+            f"{name}, {scale.zeros_elements * dtype.itemsize / 1e6:.0f} MB, over N(0, 1)",
+            ratio,
+            targets.ZEROS_OVER_OTHERS,
+            f"{zero_ms:.3f} ms against {other_ms:.3f} ms",
         )
-    return findings
 
 
-def parameter_norms(bench: Bench, scale: Scale) -> list[Finding]:
+def parameter_norms(bench: Bench, scale: Scale) -> Iterator[Finding]:
     """Compare a clip whose parameter_norms are read with one whose are not."""
-    findings: list[Finding] = []
     for name in scale.norms_cases:
         gradients = Gradients(CASES[name], "float32")
         clipper = fastclip.GradClipper(
@@ -137,21 +128,17 @@ def parameter_norms(bench: Bench, scale: Scale) -> list[Finding]:
         ratio, read_ms, plain_ms = _compared(
             bench, lambda c=clipper: (c.clip_(), c.parameter_norms), clipper.clip_
         )
-        findings.append(
-            finding(
-                "parameter_norms",
-                f"{name} float32, read over not read",
-                ratio,
-                targets.PARAMETER_NORMS_OVER_NONE,
-                f"{read_ms:.4f} ms against {plain_ms:.4f} ms",
-            )
+        yield finding(
+            "parameter_norms",
+            f"{name} float32, read over not read",
+            ratio,
+            targets.PARAMETER_NORMS_OVER_NONE,
+            f"{read_ms:.4f} ms against {plain_ms:.4f} ms",
         )
-    return findings
 
 
-def peak_memory(bench: Bench, scale: Scale) -> list[Finding]:
+def peak_memory(bench: Bench, scale: Scale) -> Iterator[Finding]:
     """Measure in another process what one clip adds to the peak of resident memory."""
-    findings: list[Finding] = []
     for dtype in scale.memory_dtypes:
         command = [sys.executable, str(DOOR), "peak_memory", "--dtype", dtype]
         command += ["--bytes", str(scale.memory_bytes)]
@@ -162,8 +149,8 @@ def peak_memory(bench: Bench, scale: Scale) -> list[Finding]:
         if done.returncode != 0:
             raise RuntimeError(f"peak_memory ended with {done.returncode}:\n{done.stderr}")
         grown: dict[str, int] = json.loads(done.stdout)
-        findings += [
-            finding(
+        for name in ("list", "clipper"):
+            yield finding(
                 "peak memory of a clip",
                 f"{name}, {dtype}, {scale.memory_bytes / 1e6:.0f} MB of gradients",
                 grown[name] / 1e6,
@@ -171,9 +158,6 @@ def peak_memory(bench: Bench, scale: Scale) -> list[Finding]:
                 f"stock {grown['stock'] / 1e6:.2f} MB",
                 unit="MB",
             )
-            for name in ("list", "clipper")
-        ]
-    return findings
 
 
 def reference(rows: Sequence[Row]) -> list[Finding]:
@@ -181,7 +165,7 @@ def reference(rows: Sequence[Row]) -> list[Finding]:
     return [
         finding(
             "reference backend",
-            row_title(row_name(row), row["dtype"], row["clipped"]),
+            row_text(row),
             row["stock_over_reference"],
             targets.REFERENCE_OVER_STOCK,
             f"stock is off by {row['stock_error']:.1e}",
@@ -198,7 +182,7 @@ def memory_speed(rows: Sequence[Row]) -> list[Finding]:
     return [
         finding(
             "speed of memory",
-            row_title(row["case"], row["dtype"], row["clipped"]),
+            row_title(row),
             row["fraction_of_ceiling"],
             targets.MEMORY_FRACTION,
             f"{row['milliseconds']['list']['median']:.1f} ms, ceiling"
@@ -211,7 +195,7 @@ def memory_speed(rows: Sequence[Row]) -> list[Finding]:
     ]
 
 
-SECTIONS: dict[str, Callable[[Bench, Scale], list[Finding]]] = {
+SECTIONS: dict[str, Callable[[Bench, Scale], Iterator[Finding]]] = {
     "host-time": host_time,
     "zeros": zeros,
     "parameter-norms": parameter_norms,

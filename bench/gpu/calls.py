@@ -10,10 +10,11 @@ from functools import partial
 import torch
 
 from bench.core.gradients import Gradients, WrongResultError, check_coefficient
+from bench.core.text import row_title
 from bench.core.timing import Clip, Clock, Contender, Effort, Milliseconds, alternate
-from bench.gpu.clip_form import in_form
 from bench.gpu.devices import Device, NotCapturedError, NotTriedError
 from bench.gpu.entrants import STOCK, Entrant
+from fastclip.backends.clip_mode import clip_mode, set_clip_mode
 
 Lose = Callable[[str, Exception], None]
 """Takes note of an entrant that raised."""
@@ -34,12 +35,30 @@ class _CallError(Exception):
 
 
 @contextmanager
+def in_form(form: str) -> Iterator[None]:
+    """Let fastclip's clips on a GPU take this form, and give the choice back afterwards.
+
+    "auto" is asked for as well: FASTCLIP_CLIP_MODE may have set another form.
+    """
+    before = clip_mode()
+    set_clip_mode(form)
+    try:
+        yield
+    finally:
+        set_clip_mode(before)
+
+
+@contextmanager
 def losing(name: str, lose: Lose) -> Iterator[None]:
     """Let an entrant that raises be lost, and go on."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever others raise costs them a row alone
         lose(name, error)
+
+
+def _raise(name: str, error: Exception) -> None:
+    raise _CallError(name, error) from error
 
 
 def reason_of(error: Exception) -> str:
@@ -84,10 +103,8 @@ class Calls:
         with in_form(entrant.form):
             total_norm = call()
         self.bench.device.synchronize()
-        if entrant.is_ours:
-            self.gradients.check(name, total_norm, self.clipped)
-        elif name != STOCK:
-            self.gradients.check_other(total_norm, self.clipped)
+        if name != STOCK:
+            self.gradients.check(name, total_norm, self.clipped, is_ours=entrant.is_ours)
         return self.gradients.norm_error(total_norm)
 
     def check_all(self) -> dict[str, float]:
@@ -172,18 +189,13 @@ class Calls:
 
     @contextmanager
     def _within(self, name: str) -> Iterator[None]:
-        try:
-            with in_form(self.entrants[name].form):
-                yield
-        except Exception as error:
-            raise _CallError(name, error) from error
+        with losing(name, _raise), in_form(self.entrants[name].form):
+            yield
 
     def _after(self, name: str, late: list[bool], total_norm: object) -> None:
         late.append(not self.bench.device.host_was_ahead)
-        try:
+        with losing(name, _raise):
             check_coefficient(name, self.max_norm, self.clipped, total_norm)
-        except WrongResultError as error:
-            raise _CallError(name, error) from error
 
     def _drop(self, name: str, error: Exception) -> None:
         is_ours = self.entrants[name].is_ours
@@ -202,4 +214,4 @@ class Calls:
             self._fail(name, f"as a graph's replay: {self.not_replayed[name]}")
 
     def _fail(self, name: str, reason: str) -> None:
-        self.failures.append(f"{name} at {self.gradients.title(self.clipped)}: {reason}")
+        self.failures.append(f"{name} at {row_title(self.gradients.head(self.clipped))}: {reason}")

@@ -93,12 +93,6 @@ def choose(rows: Sequence[GpuRow], backend: str, is_gpu: bool, absent: str | Non
         for title, chosen in (("models", models), ("lists of many small tensors", small))
         if chosen
     }
-    means = [
-        f"{title} {found['mean']:.3f} ({found['n_cases']} cases from {found['lowest']:.3f} to"
-        f" {found['highest']:.3f})"
-        for title, found in choice["ratios"].items()
-    ]
-    parts.append(f"geometric means, for information: {', '.join(means) or 'none'}")
     choice["summary"] = "; ".join(parts)
     return choice
 
@@ -127,7 +121,7 @@ def _pairs(rows: Sequence[GpuRow], backend: str) -> list[_Pair]:
         ratio = median_ratio(*times)
         late = 2 * max(entry["rounds_not_ahead"] for entry in (fused, split))
         is_late = late >= len(times[0]["rounds"])
-        title = f"{row_title(row['case'], row['dtype'], row['clipped'])}: {ratio:.3f}"
+        title = f"{row_title(row)}: {ratio:.3f}"
         medians = times[0]["median"], times[1]["median"]
         found.append(_Pair(row["case"], title, *medians, ratio, is_late))
     return found

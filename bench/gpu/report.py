@@ -137,7 +137,7 @@ def _absent(report: GpuReport) -> list[str]:
     return [
         *(f"- {name}: {reason}" for name, reason in report["absent"].items()),
         *(
-            f"- {name} at {_row_title(row)}: {reason}"
+            f"- {name} at {row_title(row)}: {reason}"
             for row in report["rows"]
             for name, reason in row["not_timed"].items()
         ),
@@ -147,10 +147,6 @@ def _absent(report: GpuReport) -> list[str]:
 
 def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
-
-
-def _row_title(row: GpuRow) -> str:
-    return row_title(row["case"], row["dtype"], row["clipped"])
 
 
 def _ratios(report: GpuReport) -> str:

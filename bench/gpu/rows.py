@@ -10,13 +10,23 @@ import torch
 
 from bench.core.gradients import Gradients
 from bench.core.shapes import Case
-from bench.core.timing import Contender, Effort, Milliseconds, alternate, median_ratio, wall_clock
+from bench.core.text import Head
+from bench.core.timing import (
+    Contender,
+    Effort,
+    Milliseconds,
+    Rates,
+    alternate,
+    median_ratio,
+    rates,
+    wall_clock,
+)
 from bench.gpu.calls import Bench, Calls
 from bench.gpu.devices import Device
 from bench.gpu.entrants import STOCK
 
 
-class Entry(TypedDict):
+class Entry(Rates):
     """What one entrant took.
 
     ``device`` is the time between two events around a call that the host had launched whole before
@@ -31,24 +41,16 @@ class Entry(TypedDict):
     rounds_not_ahead: int
     replay_rounds_not_ahead: int
     error: float
-    bytes_read: int
-    bytes_written: int
-    gb_per_s: float
     fraction_of_copy: float
     stock_over: float
 
 
-class GpuRow(TypedDict):
-    """A case in one dtype, clipped or not: what each entrant took, and those that were not timed.
+class GpuRow(Head):
+    """What each entrant took, and those that were not timed.
 
     ``failures`` are fastclip's: one of its entrants raised, or gave a wrong result.
     """
 
-    case: str
-    dtype: str
-    clipped: bool
-    n_tensors: int
-    gradient_bytes: int
     entries: dict[str, Entry]
     not_timed: dict[str, str]
     failures: list[str]
@@ -85,8 +87,7 @@ def measure_row(bench: Bench, gradients: Gradients, clipped: bool) -> GpuRow:
     gradients.restore()
     entries: dict[str, Entry] = {}
     for name, device in on_device.items():
-        reads, writes = row.entrants[name].passes(clipped)
-        bytes_per_second = (reads + writes) * gradients.n_bytes / device["median"] * 1e3
+        found = rates(gradients.n_bytes, row.entrants[name].passes(clipped), device)
         entries[name] = Entry(
             device=device,
             host=host[name],
@@ -95,18 +96,12 @@ def measure_row(bench: Bench, gradients: Gradients, clipped: bool) -> GpuRow:
             rounds_not_ahead=late[name],
             replay_rounds_not_ahead=row.late_rounds.get(name, 0) if name in replayed else 0,
             error=errors[name],
-            bytes_read=reads * gradients.n_bytes,
-            bytes_written=writes * gradients.n_bytes,
-            gb_per_s=bytes_per_second / 1e9,
-            fraction_of_copy=bytes_per_second / bench.copy_bytes_per_second,
+            **found,
+            fraction_of_copy=found["gb_per_s"] * 1e9 / bench.copy_bytes_per_second,
             stock_over=median_ratio(on_device[STOCK], device),
         )
     return GpuRow(
-        case=gradients.case.name,
-        dtype=gradients.dtype,
-        clipped=clipped,
-        n_tensors=gradients.case.n_tensors,
-        gradient_bytes=gradients.n_bytes,
+        **gradients.head(clipped),
         entries=entries,
         not_timed=row.dropped,
         failures=row.failures,

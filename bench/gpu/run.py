@@ -28,6 +28,7 @@ import fastclip
 from bench.core.gradients import DTYPES, Gradients, WrongResultError
 from bench.core.machine import HostLoad, describe
 from bench.core.shapes import CASES
+from bench.core.text import row_title
 from bench.core.timing import QUICK_EFFORT, Effort
 from bench.gpu import entrants
 from bench.gpu.calls import Bench, reason_of
@@ -99,7 +100,7 @@ def measure(options: argparse.Namespace, bench: Bench) -> Found:
             row = measure_row(bench, gradients, clipped)
             found.rows.append(row)
             times = (f"{n} {e['device']['median'] * 1e3:.1f} us" for n, e in row["entries"].items())
-            print(f"{gradients.title(clipped)}: {', '.join(times)}", file=sys.stderr, flush=True)
+            print(f"{row_title(row)}: {', '.join(times)}", file=sys.stderr, flush=True)
             with (options.out / PARTIAL).open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(row)}\n")
 

@@ -8,7 +8,7 @@ from fake_gpu_report import FIVE, choose_forms, install, install_others
 
 import fastclip
 from bench.core.gradients import Gradients
-from bench.gpu import clip_form, entrants
+from bench.gpu import calls, entrants
 
 
 def test_a_backend_that_cannot_run_is_absent_with_its_reasons(
@@ -27,7 +27,7 @@ def test_a_backend_that_cannot_run_is_absent_with_its_reasons(
 
 def test_a_form_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     modes = choose_forms(monkeypatch)
-    with pytest.raises(KeyError), clip_form.in_form("split"):
+    with pytest.raises(KeyError), calls.in_form("split"):
         raise KeyError
     assert modes == ["auto", "split", "auto"]
 

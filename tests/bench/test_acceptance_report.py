@@ -31,11 +31,10 @@ def test_the_faster_form_is_the_one_that_takes_less(
     assert choice["against"] == [] and "mixed" not in choice["summary"]
     over = sum(fused_ms) / sum(split_ms)
     assert choice["fused_over_split"] == pytest.approx(over)
-    assert f"of all models together {over:.3f}; " in choice["summary"]
+    assert f"of all models together {over:.3f}" in choice["summary"]
     ratios = [fused / split for fused, split in zip(fused_ms, split_ms, strict=True)]
     mean = choice["ratios"]["models"]["mean"]
     assert mean == pytest.approx(math.sqrt(math.prod(ratios)))
-    assert f"models {mean:.3f} (2 cases from" in choice["summary"]
     text = gpu_report.markdown(report(rows))
     assert choice["summary"] in text and "waits until every other kernel on the GPU is done" in text
 
@@ -79,9 +78,7 @@ def test_times_that_are_the_hosts_decide_nothing() -> None:
 def test_without_a_model_there_is_no_choice() -> None:
     choice = choose([forms(1.0, 2.0), forms(1.0, 2.0, case="1x1e8")], "native", True, None)
     assert choice["faster"] is None
-    assert choice["summary"].startswith(
-        "no choice: no model was timed in both forms; geometric means"
-    )
+    assert choice["summary"].startswith("no choice: no model was timed in both forms")
     assert choice["ratios"].keys() == {"lists of many small tensors"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.core.machine import HostLoad, describe
 from bench.core.shapes import Case
 from bench.core.timing import Milliseconds
-from bench.gpu import clip_form, entrants
+from bench.gpu import calls, entrants
 from bench.gpu.fused_or_split import Choice, choose
 from bench.gpu.report import GpuReport
 from bench.gpu.rows import Entry, GpuRow, HostTime
@@ -100,8 +100,8 @@ def ours(name: str = "ours", form: str = "auto") -> entrants.Entrant:
 def choose_forms(patch: pytest.MonkeyPatch) -> list[str]:
     """Let the forms be noted instead of chosen; returns those that were, in order."""
     chosen = ["auto"]
-    patch.setattr(clip_form, "set_clip_mode", chosen.append)
-    patch.setattr(clip_form, "clip_mode", lambda: chosen[-1])
+    patch.setattr(calls, "set_clip_mode", chosen.append)
+    patch.setattr(calls, "clip_mode", lambda: chosen[-1])
     return chosen
 
 
