@@ -25,7 +25,7 @@ QUIETLY := -W ignore
 
 # A torch with CUDA must be measured with CUDA kernels, unless FASTCLIP_BUILD asks for a build
 # without them. This may be expanded only in a recipe, after torch is installed.
-GPU_BUILD = $(or $(FASTCLIP_BUILD),$(shell $(BIN)/python bench/devices.py --build 2> /dev/null),auto)
+GPU_BUILD = $(or $(FASTCLIP_BUILD),$(shell $(BIN)/python bench devices --build 2> /dev/null),auto)
 
 # Tests run in two processes, all tests of a file in the same one, so that what they share is made
 # once. Waiting threads sleep, because two tests run at the same time. pytest-benchmark is off: it
@@ -60,28 +60,28 @@ mutants: $(ALL_STAMP)
 	$(BIN)/python tests/mutants/triton_run.py
 
 bench: $(ALL_STAMP)
-	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+	$(BIN)/python bench cpu $(BENCH_FLAGS)
 
 # On a machine with a GPU this runs its tests, compute-sanitizer if that is installed, and all
 # measurements, and writes a report of everything to GPU_REPORT. It looks for a GPU before it
-# builds. It measures even if tests fail; bench/gpu.py judges everything, and fails in the end.
+# builds. It measures even if tests fail; `bench gpu` judges everything, and fails in the end.
 gpu: $(TORCH_STAMP)
-	@$(BIN)/python $(QUIETLY) bench/devices.py
+	@$(BIN)/python $(QUIETLY) bench devices
 	rm -f $(VENV)/gpu.xml $(SANITIZED) $(addprefix $(GPU_REPORT)/report.,md png json)
 	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	-cd $(VENV) && TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=gpu.xml -m gpu $(PYTEST_FLAGS) $(CURDIR)/tests/cuda/test_gpu.py
 	-$(RUN_SANITIZER)
-	TRITON_INTERPRET=0 $(BIN)/python bench/gpu.py $(GPU_FLAGS) --out $(GPU_REPORT) \
+	TRITON_INTERPRET=0 $(BIN)/python bench gpu $(GPU_FLAGS) --out $(GPU_REPORT) \
 		--junit $(VENV)/gpu.xml --sanitizer $(SANITIZED)
 
 # On a machine with a GPU this runs its tests under each of compute-sanitizer's tools.
 sanitize: $(TORCH_STAMP)
-	@$(BIN)/python $(QUIETLY) bench/devices.py
+	@$(BIN)/python $(QUIETLY) bench devices
 	$(MAKE) $(VENV)/.has-gpu-$(GPU_BUILD)
 	$(RUN_SANITIZER)
 
-RUN_SANITIZER = $(BIN)/python bench/sanitize.py --sanitizer "$(SANITIZER)" --out $(SANITIZED)
+RUN_SANITIZER = $(BIN)/python bench sanitize --sanitizer "$(SANITIZER)" --out $(SANITIZED)
 
 # Runs the CPU kernels for aarch64 under qemu-user; fails unless their bits are this machine's.
 aarch64:

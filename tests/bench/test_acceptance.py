@@ -1,4 +1,4 @@
-"""bench/gpu.py, which `make gpu` runs: on the CPU it goes the same ways, and says that it does."""
+"""bench gpu, which `make gpu` runs: on the CPU it goes the same ways, and says that it does."""
 
 import json
 import os
@@ -13,15 +13,11 @@ from source_tree import ROOT
 from torch import Tensor
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-import devices
-import entrants
-import gpu
-import gpu_rows
-from gradients import Gradients
-from shapes import Case
+from bench.core.gradients import Gradients
+from bench.core.shapes import Case
+from bench.gpu import devices, entrants
+from bench.gpu import rows as gpu_rows
+from bench.gpu import run as gpu
 
 QUICK = ["--device", "cpu", "--quick", "--cases", "1000x64"]
 
@@ -46,7 +42,7 @@ def test_a_run_on_the_cpu_says_everywhere_that_it_is_of_no_gpu(
     modes = choose_forms(monkeypatch)
     install_others(monkeypatch)
     states = iter(({"clock": "210 MHz"}, {"clock": "1980 MHz"}))
-    monkeypatch.setattr(devices.CpuDevice, "state", lambda _: next(states))
+    monkeypatch.setattr(devices.Device, "state", lambda _: next(states))
     out = tmp_path / "out"
     assert gpu.main([*QUICK, "--dtypes", "float32", "bfloat16", "--out", str(out)]) == 0
     text = (out / "report.md").read_text(encoding="utf-8")
@@ -102,7 +98,7 @@ def test_the_command_writes_a_report_without_the_others(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError('made up')\n")
     environ = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "gpu.py"), *QUICK, "--dtypes", "float32"],
+        [sys.executable, str(ROOT / "bench"), "gpu", *QUICK, "--dtypes", "float32"],
         cwd=tmp_path,
         env={**os.environ, **environ},
         check=False,
@@ -112,7 +108,7 @@ def test_the_command_writes_a_report_without_the_others(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "gpu-report" / "report.md").read_text(encoding="utf-8")
-    absent = text.partition("## Who is not here")[2].partition("##")[0]
+    absent = text.partition("## What is not here")[2].partition("##")[0]
     assert "apex: ModuleNotFoundError: made up" in absent
     assert "TransformerEngine: ModuleNotFoundError: made up" in absent
     # What the tests and the sanitizer found is told only by those who ran them.
@@ -130,9 +126,9 @@ def test_a_wrong_result_fails_the_run_and_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fastclip, "clip_grad_norm_", wrong)
-    stock = entrants.find("cpu").entrants[0]
-    field = entrants.Field([stock, ours()], {})
-    monkeypatch.setattr(entrants, "find", lambda _: field)
+    stock = entrants.find("cpu").present[0]
+    chosen = entrants.Entrants([stock, ours()], {})
+    monkeypatch.setattr(entrants, "find", lambda _: chosen)
     assert gpu.main([*QUICK, "--dtypes", "float32", "--out", str(tmp_path)]) == 1
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert [list(row["entries"]) for row in found["rows"]] == [["stock"]] * 2
@@ -150,10 +146,10 @@ def one_case_without_memory(case: Case, dtype: str, device: str) -> Gradients:
 
 def test_too_little_memory_costs_one_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     freed: list[int] = []
-    monkeypatch.setattr(devices.CpuDevice, "free_memory", lambda _: freed.append(1))
+    monkeypatch.setattr(devices.Device, "free_memory", lambda _: freed.append(1))
     monkeypatch.setattr(gpu, "Gradients", one_case_without_memory)
-    field = entrants.Field([entrants.find("cpu").entrants[0], ours()], {})
-    monkeypatch.setattr(entrants, "find", lambda _: field)
+    chosen = entrants.Entrants([entrants.find("cpu").present[0], ours()], {})
+    monkeypatch.setattr(entrants, "find", lambda _: chosen)
     dtypes = ["float32", "bfloat16", "float16", "float16"]
     assert gpu.main([*QUICK, "--dtypes", *dtypes, "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -162,7 +158,7 @@ def test_too_little_memory_costs_one_case(monkeypatch: pytest.MonkeyPatch, tmp_p
     reason = "OutOfMemoryError: tried to allocate 2 GiB"
     assert found["skipped"] == {"1000x64 bfloat16": reason} and freed == [1]
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert f"- nobody at 1000x64 bfloat16: {reason}" in text
+    assert f"- everything at 1000x64 bfloat16: {reason}" in text
     assert not (tmp_path / gpu.PARTIAL).exists()
 
 
@@ -221,6 +217,6 @@ def test_without_a_gpu_one_sentence_says_so(
     assert devices.main([]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    for line, who in zip(told.err.splitlines(), ("bench/gpu.py", "make gpu"), strict=True):
+    for line, who in zip(told.err.splitlines(), ("bench gpu", "make gpu"), strict=True):
         assert line.startswith(f"{who}: a GPU is needed: torch {torch.__version__} ")
     assert not (tmp_path / "out").exists()

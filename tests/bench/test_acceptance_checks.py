@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,9 @@ import torch
 from source_tree import ROOT
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-import devices
-import entrants
-import gpu
-import gpu_checks
-import sanitize
+from bench.gpu import checks as gpu_checks
+from bench.gpu import devices, entrants, sanitize
+from bench.gpu import run as gpu
 
 RUN = ["--device", "cpu", "--quick", "--cases", "1000x64", "--dtypes", "float32"]
 
@@ -56,8 +50,8 @@ def test_make_gpu_asks_for_a_gpu_then_tests_then_times(sanitizer: str) -> None:
     told = recipe(f"SANITIZER={sanitizer}")
     # What an older run left is removed first. pip installs torch before anything can be asked, and
     # all else afterwards.
-    steps = ("bench/devices.py", "gpu.xml .venv/sanitized.txt gpu-report/report.md", "pip install")
-    steps += ("-m gpu", f'bench/sanitize.py --sanitizer "{sanitizer}"', "bench/gpu.py")
+    steps = ("bench devices", "gpu.xml .venv/sanitized.txt gpu-report/report.md", "pip install")
+    steps += ("-m gpu", f'bench sanitize --sanitizer "{sanitizer}"', "bench gpu")
     places = [told.rindex(step) for step in steps]
     assert places == sorted(places)
     assert told.count("TRITON_INTERPRET=0") == 2
@@ -68,8 +62,8 @@ FAKE_PYTHON = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
 *--build*) echo cuda ;;
-bench/gpu.py*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
-"-m pytest"*|bench/sanitize.py*) exit 1 ;;
+"bench gpu"*) ls "$REPORT" "$(dirname "$LOG")" >> "$LOG"; exit "$STATUS" ;;
+"-m pytest"*|"bench sanitize"*) exit 1 ;;
 esac
 """
 
@@ -99,7 +93,7 @@ def test_make_gpu_takes_the_times_though_tests_fail(tmp_path: Path, status: int)
     # What takes the times decides, alone.
     assert (done.returncode == 0) is (status == 0), done.stderr
     told = log.read_text(encoding="utf-8")
-    steps = ("-m pytest", "bench/sanitize.py", "bench/gpu.py")
+    steps = ("-m pytest", "bench sanitize", "bench gpu")
     assert [told.index(step) for step in steps] == sorted(told.index(step) for step in steps)
     # They were gone before the times were taken.
     listed = told.rpartition("--sanitizer")[2].splitlines()[1:]
@@ -117,7 +111,7 @@ def test_make_gpu_takes_an_environment_from_elsewhere(tmp_path: Path) -> None:
 def test_make_gpu_builds_cuda_kernels_for_a_torch_with_cuda(tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text('#!/bin/sh\n[ "$2" = --build ] && echo cuda\n')
+    python.write_text('#!/bin/sh\n[ "$3" = --build ] && echo cuda\n')
     python.chmod(0o755)
     assert "FASTCLIP_BUILD=cuda " in recipe(f"VENV={tmp_path}")
     # What the user set holds.
@@ -210,7 +204,7 @@ def test_without_the_sanitizer_its_check_is_skipped(tmp_path: Path) -> None:
     out = tmp_path / "sanitized.txt"
     assert sanitize.main(["--sanitizer", "", "--out", str(out)]) == 1
     check = gpu_checks.check_sanitizer(out, {"native": None, "triton": None})
-    assert check == gpu_checks.Check("SKIPPED: compute-sanitizer is not installed")
+    assert check == gpu_checks.Check("SKIPPED: compute-sanitizer is not installed", [])
 
 
 def test_the_sanitizers_check_says_what_it_left_out(tool: Path) -> None:
@@ -218,11 +212,13 @@ def test_the_sanitizers_check_says_what_it_left_out(tool: Path) -> None:
     file = tool.parent / "sanitized.txt"
     # Triton's tests ran: their result counts, though native has none.
     check = gpu_checks.check_sanitizer(file, {"native": "no driver", "triton": None})
-    assert check.told.startswith("memcheck: nothing reported; racecheck: nothing reported")
-    assert "Left out: the tests marked big; under racecheck" in check.told
-    assert check.told.endswith("Without native: no driver") and check.failures == []
+    assert check.summary.startswith("memcheck: nothing reported; racecheck: nothing reported")
+    assert "Left out: the tests marked big; under racecheck" in check.summary
+    assert check.summary.endswith("Without native: no driver") and check.failures == []
     check = gpu_checks.check_sanitizer(file, {"native": "no driver", "triton": "no GPU"})
-    assert check.told.startswith("SKIPPED, as no backend with GPU kernels can run here: native: no")
+    assert check.summary.startswith(
+        "SKIPPED, as no backend with GPU kernels can run here: native: no"
+    )
 
 
 # --- the verdict --------------------------------------------------------------------------------
@@ -232,7 +228,7 @@ def test_skipped_tests_are_told_as_skipped(tmp_path: Path) -> None:
     junit = tmp_path / "gpu.xml"
     junit.write_text(JUNIT)
     assert gpu_checks.check_tests(junit) == gpu_checks.Check(
-        "1 passed, 0 failed, 2 SKIPPED (needs two GPUs)"
+        "1 passed, 0 failed, 2 SKIPPED (needs two GPUs)", []
     )
     assert gpu_checks.check_tests(None) == gpu_checks.Check("not run by this command")
 
@@ -255,8 +251,8 @@ def test_tests_that_did_not_all_pass_fail_the_run(
     if text is not None:
         junit.write_text(text)
     check = gpu_checks.check_tests(junit)
-    assert check.told.startswith(told)
-    assert check.failures == [f"tests marked gpu: {check.told}"]
+    assert check.summary.startswith(told)
+    assert check.failures == [f"tests marked gpu: {check.summary}"]
 
 
 @pytest.mark.parametrize("text", [None, ""])
@@ -294,4 +290,4 @@ def test_a_run_without_fastclip_fails_and_still_writes_its_report(
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert text.startswith(f"FAILED: {failures[0]}\n\nFAILED: {failures[1]}\n\n# NOT a GPU")
     assert f"FAILED: {failures[0]}\nFAILED: {failures[1]}\n" in capsys.readouterr().err
-    assert [entrant.name for entrant in entrants.find("cpu").entrants if entrant.is_ours] == []
+    assert [entrant.name for entrant in entrants.find("cpu").present if entrant.is_ours] == []

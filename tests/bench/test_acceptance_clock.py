@@ -1,15 +1,11 @@
-"""The GPU's clock of bench/gpu.py, with torch.cuda's events made up."""
+"""The GPU's clock of bench gpu, with torch.cuda's events made up."""
 
-import sys
 from typing import ClassVar
 
 import pytest
 import torch
-from source_tree import ROOT
 
-sys.path.append(str(ROOT / "bench"))
-
-import devices
+from bench.gpu import devices
 
 
 class Event:

@@ -1,19 +1,14 @@
-"""Who takes part in bench/gpu.py, and who is absent and why."""
+"""Who takes part in bench gpu, and who is absent and why."""
 
 import sys
 
 import fake_gpu_report
 import pytest
 from fake_gpu_report import FIVE, choose_forms, install, install_others
-from source_tree import ROOT
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-import clip_form
-import entrants
-from gradients import Gradients
+from bench.core.gradients import Gradients
+from bench.gpu import calls, entrants
 
 
 def test_a_backend_that_cannot_run_is_absent_with_its_reasons(
@@ -22,28 +17,17 @@ def test_a_backend_that_cannot_run_is_absent_with_its_reasons(
     choose_forms(monkeypatch)
     reasons = {"native": ["no driver", "no kernels"], "triton": [], "reference": []}
     monkeypatch.setattr(fastclip, "backend_report", lambda _: reasons)
-    field = entrants.find("cuda")
-    assert field.absent["fastclip native"] == "no driver; no kernels"
-    names = [entrant.name for entrant in field.entrants if entrant.is_ours]
+    found = entrants.find("cuda")
+    assert found.absent["fastclip native"] == "no driver; no kernels"
+    names = [entrant.name for entrant in found.present if entrant.is_ours]
     assert names == ["triton auto", "triton fused", "triton split", "triton GradClipper"]
     reasons.pop("triton")
     assert "has no such backend" in entrants.find("cuda").absent["fastclip triton"]
 
 
-def test_forms_are_absent_where_they_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_form, "_chooser", lambda: None)
-    monkeypatch.setattr(fastclip, "backend_report", lambda _: {"native": [], "triton": ["none"]})
-    field = entrants.find("cuda")
-    assert {"native fused", "native split"} <= field.absent.keys()
-    with clip_form.in_form("auto"):
-        pass
-    with pytest.raises(ValueError, match="form must be auto"), clip_form.in_form("split"):
-        pass
-
-
 def test_a_form_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     modes = choose_forms(monkeypatch)
-    with pytest.raises(KeyError), clip_form.in_form("split"):
+    with pytest.raises(KeyError), calls.in_form("split"):
         raise KeyError
     assert modes == ["auto", "split", "auto"]
 
@@ -63,7 +47,7 @@ def test_transformer_engine_clips_with_its_norm_and_its_scale(
 ) -> None:
     engine = vars(fake_gpu_report.transformer_engine(on_device))
     install(monkeypatch, "transformer_engine.pytorch.optimizers", **engine)
-    entrant = entrants.find("cpu").entrants[-1]
+    entrant = entrants.find("cpu").present[-1]
     assert entrant.name == "TransformerEngine"
     assert entrant.passes(False) == ((2, 1) if on_device else (1, 0))
     assert entrant.not_captured == (None if on_device else entrants.READS_BACK)
@@ -75,5 +59,5 @@ def test_transformer_engine_clips_with_its_norm_and_its_scale(
 
 def test_transformer_engine_of_another_make_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "transformer_engine.pytorch.optimizers", multi_tensor_applier=None)
-    told = entrants.find("cpu").absent["TransformerEngine"]
-    assert told.startswith("AttributeError") and "multi_tensor_l2norm" in told
+    text = entrants.find("cpu").absent["TransformerEngine"]
+    assert text.startswith("AttributeError") and "multi_tensor_l2norm" in text

@@ -1,22 +1,18 @@
-"""What the report of bench/gpu.py says of the sources, the GPU and its driver."""
+"""What the report of bench gpu says of the sources, the GPU and its driver."""
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from source_tree import ROOT
-
-sys.path.append(str(ROOT / "bench"))
-
-import devices
-import gpu_facts
-import gpu_report
-import machine
 from fake_gpu_report import forms, report
+
+from bench.core import machine
+from bench.gpu import devices
+from bench.gpu import facts as gpu_facts
+from bench.gpu import report as gpu_report
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -1,18 +1,14 @@
-"""What bench/gpu.py reports, from runs that never were: the choice, the predictions, the skips."""
+"""What bench gpu reports, from runs that never were: the choice, the predictions, the skips."""
 
 import math
-import sys
 
 import fake_gpu_report
 import pytest
 from fake_gpu_report import forms, report
-from source_tree import ROOT
 
-sys.path.append(str(ROOT / "bench"))
-
-import gpu_report
-import roofline
-from fused_or_split import choose
+from bench.gpu import report as gpu_report
+from bench.gpu.fused_or_split import choose
+from bench.model import roofline
 
 
 @pytest.mark.parametrize(
@@ -31,17 +27,16 @@ def test_the_faster_form_is_the_one_that_takes_less(
         for fused, split, clipped in zip(fused_ms, split_ms, (False, True), strict=True)
     ]
     choice = choose(rows, "native", True, None)
-    assert choice["faster"] == faster and told in choice["told"]
-    assert choice["against"] == [] and "mixed" not in choice["told"]
+    assert choice["faster"] == faster and told in choice["summary"]
+    assert choice["against"] == [] and "mixed" not in choice["summary"]
     over = sum(fused_ms) / sum(split_ms)
     assert choice["fused_over_split"] == pytest.approx(over)
-    assert f"of all models together {over:.3f}; " in choice["told"]
+    assert f"of all models together {over:.3f}" in choice["summary"]
     ratios = [fused / split for fused, split in zip(fused_ms, split_ms, strict=True)]
     mean = choice["ratios"]["models"]["mean"]
     assert mean == pytest.approx(math.sqrt(math.prod(ratios)))
-    assert f"models {mean:.3f} (2 cases from" in choice["told"]
     text = gpu_report.markdown(report(rows))
-    assert choice["told"] in text and "waits until every other kernel on the GPU is done" in text
+    assert choice["summary"] in text and "waits until every other kernel on the GPU is done" in text
 
 
 def test_tiny_lists_decide_nothing_and_are_told() -> None:
@@ -54,7 +49,7 @@ def test_tiny_lists_decide_nothing_and_are_told() -> None:
     assert choice["ratios"]["lists of many small tensors"]["mean"] == pytest.approx(1 / 3)
     assert choice["against"][0] == "1000x64 float32, not clipped: 0.333"
     assert len(choice["against"]) == 3
-    assert f"mixed, since these cases go against it: {choice['against'][0]}; " in choice["told"]
+    assert f"mixed, since these cases go against it: {choice['against'][0]}; " in choice["summary"]
 
 
 def test_models_that_contradict_each_other_are_mixed() -> None:
@@ -75,15 +70,15 @@ def test_times_that_are_the_hosts_decide_nothing() -> None:
     late["entries"]["native fused"]["rounds_not_ahead"] = 2  # of three
     told = "left out, as the host was late there: gpt2-124m float32, not clipped: 0.500"
     choice = choose([late], "native", True, None)
-    assert choice["faster"] is None and told in choice["told"]
+    assert choice["faster"] is None and told in choice["summary"]
     choice = choose([late, forms(1.1, 1.0, case="resnet-50")], "native", True, None)
-    assert choice["faster"] == "split" and told in choice["told"]
+    assert choice["faster"] == "split" and told in choice["summary"]
 
 
 def test_without_a_model_there_is_no_choice() -> None:
     choice = choose([forms(1.0, 2.0), forms(1.0, 2.0, case="1x1e8")], "native", True, None)
     assert choice["faster"] is None
-    assert choice["told"].startswith("no choice: no model was timed in both forms; geometric means")
+    assert choice["summary"].startswith("no choice: no model was timed in both forms")
     assert choice["ratios"].keys() == {"lists of many small tensors"}
 
 
@@ -92,7 +87,7 @@ def test_there_is_no_choice_without_a_gpu_or_without_both_forms() -> None:
     assert choose(rows, "native", False, None)["faster"] is None
     assert choose(rows, "triton", True, None)["faster"] is None
     absent = choose(rows, "triton", True, "no such backend")
-    assert (absent["faster"], absent["told"]) == (None, "not measured: no such backend")
+    assert (absent["faster"], absent["summary"]) == (None, "not measured: no such backend")
 
 
 def test_a_gpus_report_names_all_that_a_time_depends_on() -> None:

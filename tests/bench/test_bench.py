@@ -9,10 +9,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from operator import truediv
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +18,10 @@ from source_tree import ROOT
 from torch import Tensor
 
 import fastclip
+from bench.core import shapes, timing
+from bench.core.gradients import DTYPES, Gradients, WrongResultError, check_coefficient
+from bench.cpu import measure, peak_memory, streams, targets
+from bench.cpu.other_work import OtherWork
 
 BENCH = ROOT / "bench"
 
@@ -27,13 +29,6 @@ BENCH = ROOT / "bench"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 # pytest-benchmark times nothing where it is told of several processes.
 ONE_THREAD.pop("PYTEST_XDIST_WORKER", None)
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Import modules of the benchmark, which are scripts beside each other, by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    return import_module
 
 
 def run_python(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -64,17 +59,12 @@ def run_python(*arguments: str | Path, folder: Path) -> subprocess.CompletedProc
         ("1x1e8", 1, 100_000_000),
     ],
 )
-def test_case_has_the_published_size(
-    bench: Callable[[str], ModuleType], case: str, n_tensors: int, n_elements: int
-) -> None:
-    found = bench("shapes").CASES[case]
+def test_case_has_the_published_size(case: str, n_tensors: int, n_elements: int) -> None:
+    found = shapes.CASES[case]
     assert (found.n_tensors, found.n_elements) == (n_tensors, n_elements)
 
 
-def test_llama_has_the_published_size_before_it_is_scaled(
-    bench: Callable[[str], ModuleType],
-) -> None:
-    shapes = bench("shapes")
+def test_llama_has_the_published_size_before_it_is_scaled() -> None:
     full = shapes.llama3_8b()
     assert (len(full), sum(map(math.prod, full))) == (291, 8_030_261_248)
     scaled = shapes.CASES["llama-3-8b-scaled"]
@@ -83,17 +73,11 @@ def test_llama_has_the_published_size_before_it_is_scaled(
     assert scaled.n_elements == pytest.approx(8_030_261_248 / 16, rel=1e-3)
 
 
-def test_every_target_names_a_case_and_a_dtype_of_the_bench(
-    bench: Callable[[str], ModuleType],
-) -> None:
-    targets, cases, dtypes = (
-        bench("targets").TARGETS,
-        bench("shapes").CASES,
-        bench("gradients").DTYPES,
-    )
-    assert len(targets) == 12
-    assert all(target.case in cases and target.dtype in dtypes for target in targets)
-    assert all(target.contender in ("list", "clipper") for target in targets)
+def test_every_target_names_a_case_and_a_dtype_of_the_bench() -> None:
+    assert len(targets.TARGETS) == 12
+    for target in targets.TARGETS:
+        assert target.case in shapes.CASES and target.dtype in DTYPES
+        assert target.contender in ("list", "clipper")
 
 
 # --- the check before the timing ----------------------------------------------------------------
@@ -148,34 +132,33 @@ def always_scaled(
     ],
 )
 def test_check_sees_a_planted_fault(
-    bench: Callable[[str], ModuleType],
     dtype: str,
     fault: Callable[..., Tensor],
     clipped: bool,
     told: str,
 ) -> None:
-    case = bench("shapes").Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")
-    gradients = bench("gradients").Gradients(case, dtype)
+    case = shapes.Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")
+    gradients = Gradients(case, dtype)
     max_norm = gradients.max_norm(clipped)
     good = {"list": lambda: fastclip.clip_grad_norm_(gradients.parameters, max_norm)}
     bad = {"list": lambda: fault(gradients.parameters, max_norm)}
-    measure, wrong = bench("measure"), bench("gradients").WrongResultError
     assert measure.checked_errors(gradients, good, clipped)["list"] <= 2 * 2.0**-24
-    with pytest.raises(wrong, match=told):
+    with pytest.raises(WrongResultError, match=told):
         measure.checked_errors(gradients, bad, clipped)
 
 
-def test_float64_norm_is_the_one_that_math_gives(bench: Callable[[str], ModuleType]) -> None:
-    case = bench("shapes").Case("two", ((5, 7), (200_003,)), "")
-    gradients = bench("gradients").Gradients(case, "float32")
+def test_float64_norm_is_the_one_that_math_gives() -> None:
+    case = shapes.Case("two", ((5, 7), (200_003,)), "")
+    gradients = Gradients(case, "float32")
     elements = [x for grad in gradients.grads for x in grad.view(-1).tolist()]
     assert gradients.norm == pytest.approx(math.sqrt(math.fsum(x * x for x in elements)), rel=1e-14)
 
 
 FAULTY_RUN = f"""
 import sys
-sys.path.insert(0, {str(BENCH)!r})
-import fastclip, measure, run
+sys.path.append({str(ROOT)!r})
+import fastclip
+from bench.cpu import measure, run
 right = fastclip.clip_grad_norm_
 fastclip.clip_grad_norm_ = lambda *given, **named: right(*given, **named) * 1.000001
 def timed(*_): raise AssertionError("timed before it was checked")
@@ -191,21 +174,19 @@ def test_a_wrong_result_ends_the_run_before_anything_is_timed(tmp_path: Path) ->
     assert done.stdout == ""
 
 
-def test_a_call_that_does_not_clip_ends_the_timing(bench: Callable[[str], ModuleType]) -> None:
-    measure, wrong = bench("measure"), bench("gradients").WrongResultError
-    with pytest.raises(wrong, match="clip_coef must be below 1"):
-        measure.check_coefficient("list", 2.0, True, torch.tensor(1.0))
-    with pytest.raises(wrong, match="clip_coef must be 1"):
-        measure.check_coefficient("list", 1.0, False, torch.tensor(2.0))
-    measure.check_coefficient("list", 1.0, True, torch.tensor(2.0))
-    measure.check_coefficient("list", 2.0, False, torch.tensor(1.0))
+def test_a_call_that_does_not_clip_ends_the_timing() -> None:
+    with pytest.raises(WrongResultError, match="clip_coef must be below 1"):
+        check_coefficient("list", 2.0, True, torch.tensor(1.0))
+    with pytest.raises(WrongResultError, match="clip_coef must be 1"):
+        check_coefficient("list", 1.0, False, torch.tensor(2.0))
+    check_coefficient("list", 1.0, True, torch.tensor(2.0))
+    check_coefficient("list", 2.0, False, torch.tensor(1.0))
 
 
 # --- timing -------------------------------------------------------------------------------------
 
 
-def test_contenders_alternate_in_changing_order(bench: Callable[[str], ModuleType]) -> None:
-    timing = bench("timing")
+def test_contenders_alternate_in_changing_order() -> None:
     log: list[str] = []
     contenders = {
         name: timing.Contender(
@@ -220,13 +201,10 @@ def test_contenders_alternate_in_changing_order(bench: Callable[[str], ModuleTyp
     rounds = ["".join(log[at + 1 : at + 9 : 3]) for at in range(0, len(log), 9)]
     assert {"".join(sorted(names)) for names in rounds} == {"abc"}
     assert len(set(rounds)) == 6
-    assert all(len(samples[name].rounds_ms) == 20 for name in "abc")
+    assert all(len(samples[name]["rounds"]) == 20 for name in "abc")
 
 
-def test_sample_is_the_median_of_the_call_alone(
-    bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timing = bench("timing")
+def test_sample_is_the_median_of_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0]
     took = iter([999, 5, 1, 9, 3, 7])
     monkeypatch.setattr(timing, "perf_counter_ns", lambda: clock[0])
@@ -238,33 +216,30 @@ def test_sample_is_the_median_of_the_call_alone(
         lambda: pass_time(next(took)), lambda: pass_time(1000), lambda _: pass_time(1000)
     )
     sample = timing.alternate({"one": contender}, timing.Effort(5, 5, 0.0))["one"]
-    assert sample.rounds_ms == (5.0, 1.0, 9.0, 3.0, 7.0)
-    assert sample.median_ms == 5.0
-    assert 1.0 <= sample.low_ms < 5.0 < sample.high_ms <= 9.0
+    assert sample["rounds"] == [5.0, 1.0, 9.0, 3.0, 7.0]
+    assert sample["median"] == 5.0
+    assert 1.0 <= sample["low"] < 5.0 < sample["high"] <= 9.0
 
 
-def test_ratio_pairs_the_calls_of_a_round(bench: Callable[[str], ModuleType]) -> None:
-    timing = bench("timing")
+def test_ratio_pairs_the_calls_of_a_round() -> None:
     # The machine became half as fast after two rounds of three, or after one.
     over, under = (8.0, 8.0, 16.0), (2.0, 4.0, 4.0)
-    samples = [timing.Sample(rounds, sorted(rounds)[1], 0.0, 0.0) for rounds in (over, under)]
-    assert samples[0].median_ms / samples[1].median_ms == 2.0
+    samples = [timing.summarized(rounds) for rounds in (over, under)]
+    assert samples[0]["median"] / samples[1]["median"] == 2.0
     assert timing.median_ratio(*samples) == 4.0
 
 
 # --- other work between the calls ---------------------------------------------------------------
 
 
-def test_other_work_trains_another_model_and_evicts_last(
-    bench: Callable[[str], ModuleType],
-) -> None:
+def test_other_work_trains_another_model_and_evicts_last() -> None:
     trained: list[bool] = []
 
     def evict() -> None:
         pairs = zip(before, other_work.model.parameters(), strict=True)
         trained.append(not any(torch.equal(old, new) for old, new in pairs))
 
-    other_work = bench("other_work").OtherWork(evict)
+    other_work = OtherWork(evict)
     before = [parameter.detach().clone() for parameter in other_work.model.parameters()]
     other_work()
     assert trained == [True]
@@ -272,10 +247,9 @@ def test_other_work_trains_another_model_and_evicts_last(
 
 @pytest.mark.parametrize("clipped", [False, True])
 def test_other_work_is_the_last_thing_before_each_call(
-    bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, clipped: bool
+    monkeypatch: pytest.MonkeyPatch, clipped: bool
 ) -> None:
-    measure, shapes, streams = bench("measure"), bench("shapes"), bench("streams")
-    gradients = bench("gradients").Gradients(shapes.Case("two", ((33,), (64,)), ""), "float32")
+    gradients = Gradients(shapes.Case("two", ((33,), (64,)), ""), "float32")
     log: list[str] = []
     right, restore = fastclip.clip_grad_norm_, gradients.restore
 
@@ -285,11 +259,8 @@ def test_other_work_is_the_last_thing_before_each_call(
 
     monkeypatch.setattr(fastclip, "clip_grad_norm_", logged)
     monkeypatch.setattr(gradients, "restore", lambda: (log.append("restore"), restore()))
-    effort = bench("timing").Effort(3, 3, 0.0)
-    settings = measure.Settings(effort, None)
-    row = measure.measure(
-        gradients, clipped, streams.Streams(1 << 16), settings, lambda: log.append("work")
-    )
+    bench = measure.Bench(timing.Effort(3, 3, 0.0), None, streams.Streams(1 << 16))
+    row = measure.measure(bench, gradients, clipped, lambda: log.append("work"))
     assert row["other_work"] and row["cold"]
     assert measure.row_name(row) == "two, other work between"
     # Stock, list, clipper and reference, once to warm up and in three rounds. "list" stands for
@@ -306,10 +277,7 @@ def test_other_work_is_the_last_thing_before_each_call(
 # --- peak memory --------------------------------------------------------------------------------
 
 
-def test_growth_sees_memory_that_a_call_takes_and_gives_back(
-    bench: Callable[[str], ModuleType],
-) -> None:
-    peak_memory = bench("peak_memory")
+def test_growth_sees_memory_that_a_call_takes_and_gives_back() -> None:
     try:
         peak_memory.reset_peak()
     except OSError as error:
@@ -324,7 +292,7 @@ def test_growth_sees_memory_that_a_call_takes_and_gives_back(
 
 def test_quick_run_writes_a_whole_report(tmp_path: Path) -> None:
     done = run_python(
-        *(BENCH / "run.py", "--quick", "--cases", "1000x64", "--dtypes", "float32", "bfloat16"),
+        *(BENCH, "cpu", "--quick", "--cases", "1000x64", "--dtypes", "float32", "bfloat16"),
         *("--json", "report.json", "--png", "report.png"),
         folder=tmp_path,
     )
@@ -408,10 +376,10 @@ def test_benchmark_suite_runs(tmp_path: Path) -> None:
     selected = "1000x64-float32-clipped"
     done = run_python(
         *("-m", "pytest", "-q", "--rootdir", tmp_path, "-p", "no:cacheprovider"),
-        *(BENCH / "bench_clip.py", "-k", selected, "--benchmark-json", "suite.json"),
+        *(BENCH / "cpu" / "bench_clip.py", "-k", selected, "--benchmark-json", "suite.json"),
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     suite = json.loads((tmp_path / "suite.json").read_text())
     assert len(suite["benchmarks"]) == 3
-    assert {entry["group"] for entry in suite["benchmarks"]} == {"1000x64 float32 clipped"}
+    assert {entry["group"] for entry in suite["benchmarks"]} == {"1000x64 float32, clipped"}

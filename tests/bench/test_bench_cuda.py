@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from math import prod
 from pathlib import Path
 
@@ -13,12 +12,10 @@ import pytest
 from source_tree import ROOT, cuda
 from toolkit import may_skip
 
-sys.path.append(str(ROOT / "bench"))
-
-import gpu_results
-import launcher_lists
-from roofline import significant
-from shapes import CASES
+from bench.core.shapes import CASES
+from bench.core.text import significant
+from bench.gpu import launcher_lists
+from bench.gpu import results as gpu_results
 
 PROGRAMS = ROOT / "bench" / "cuda"
 H200 = gpu_results.H200

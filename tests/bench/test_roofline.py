@@ -3,7 +3,6 @@
 import json
 import re
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,9 @@ import torch
 from source_tree import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.append(str(ROOT / "bench"))
-
-import gpu_results
-import roofline
-import stock_launches
-from shapes import CASES
+from bench.core.shapes import CASES
+from bench.gpu import results as gpu_results
+from bench.model import roofline, stock_launches
 
 HEADER = Path(torch.__file__).parent / "include/ATen/native/cuda/MultiTensorApply.cuh"
 CHUNK = stock_launches.CHUNK_SIZE

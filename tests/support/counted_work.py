@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,10 +18,7 @@ from source_tree import ROOT
 from torch import Tensor
 
 import fastclip
-
-sys.path.append(str(ROOT / "bench"))
-
-from shapes import CASES, Case
+from bench.core.shapes import CASES, Case
 
 DOCUMENT = ROOT / "docs" / "counted-work.md"
 

@@ -1,4 +1,4 @@
-"""Reports of runs that never were, and packages that are not there, to test bench/gpu.py."""
+"""Reports of runs that never were, and packages that are not there, to test bench gpu."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -6,18 +6,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from source_tree import ROOT
 from torch import Tensor
 
-sys.path.append(str(ROOT / "bench"))
-
-import entrants
-from fused_or_split import Choice, choose
-from gpu_report import GpuReport
-from gpu_rows import Entry, GpuRow, HostTime
-from machine import Company, describe
-from measure import Milliseconds
-from shapes import Case
+from bench.core.machine import HostLoad, describe
+from bench.core.shapes import Case
+from bench.core.timing import Milliseconds
+from bench.gpu import calls, entrants
+from bench.gpu.fused_or_split import Choice, choose
+from bench.gpu.report import GpuReport
+from bench.gpu.rows import Entry, GpuRow, HostTime
 
 N_BYTES = 64_000 * 4
 FIVE = Case("five", ((33,), (7, 5), (1,), (4097,), (31,)), "")
@@ -79,7 +76,7 @@ def report(
         is_gpu=is_gpu,
         cuda=cuda,
         device_name=device_name,
-        machine=describe(Company()),
+        machine=describe(HostLoad()),
         facts={"device": device_name, "driver": "580.1"},
         versions={"driver": "580.1", "CUDA (torch's)": "13.0", "torch": "2.13.0", "triton": "3.9"},
         checks={"tests marked gpu": "1 passed, 0 failed, 2 SKIPPED (needs two GPUs)"},
@@ -100,17 +97,11 @@ def ours(name: str = "ours", form: str = "auto") -> entrants.Entrant:
     return entrants.Entrant(name, lambda g, m: entrants.list_call(g, m, "reference"), True, form)
 
 
-def clip_mode() -> tuple[ModuleType, list[str]]:
-    """Return a stand-in for fastclip.backends.clip_mode, and the modes that were set."""
-    module, modes = ModuleType("fastclip.backends.clip_mode"), ["auto"]
-    vars(module).update(set_clip_mode=modes.append, clip_mode=lambda: modes[-1])
-    return module, modes
-
-
 def choose_forms(patch: pytest.MonkeyPatch) -> list[str]:
-    """Let the forms be chosen; returns those that were, in order."""
-    module, chosen = clip_mode()
-    patch.setitem(sys.modules, "fastclip.backends.clip_mode", module)
+    """Let the forms be noted instead of chosen; returns those that were, in order."""
+    chosen = ["auto"]
+    patch.setattr(calls, "set_clip_mode", chosen.append)
+    patch.setattr(calls, "clip_mode", lambda: chosen[-1])
     return chosen
 
 

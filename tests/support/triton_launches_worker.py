@@ -10,17 +10,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from recorded_triton import Recorder, compilations, record
 from samples import gradient, parameters
 from triton import JITFunction
 from triton.runtime.errors import OutOfResources
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-
-from recorded_triton import Recorder, compilations, record
 
 import fastclip
 from fastclip import backends

@@ -18,7 +18,6 @@ pytestmark = [
 
 WORKER = SUPPORT / "triton_launches_worker.py"
 FRONT_END = SUPPORT / "triton_front_worker.py"
-HOST_TIME = ROOT / "bench" / "triton_host.py"
 SPLIT = ["reduce_kernel", "finish_and_scale_kernel"]
 PROGRAMS = 8
 """Seven chunks of 100,000 elements, and a group of two small tensors."""
@@ -163,7 +162,7 @@ def test_the_words_in_arguments_are_those_of_the_list() -> None:
 
 
 def test_host_time_is_measured_for_each_list(tmp_path: Path) -> None:
-    run(str(HOST_TIME), "--rounds", "10", "--json", str(tmp_path / "host.json"))
+    run(str(ROOT / "bench"), "triton_host", "--rounds", "10", "--json", str(tmp_path / "host.json"))
     rows = json.loads((tmp_path / "host.json").read_text(encoding="utf-8"))
     assert [row["tensors"] for row in rows] == [10, 100, 1000]
     assert all(value > 0 for row in rows for value in row.values())

@@ -1,0 +1,1 @@
+"""The benchmark's rooms: core, which both halves use; cpu and gpu, which measure; model, counts."""

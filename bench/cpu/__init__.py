@@ -1,0 +1,1 @@
+"""fastclip, stock PyTorch and the speed of memory, compared on this machine's CPU."""

@@ -1,0 +1,1 @@
+"""fastclip, stock PyTorch, apex and TransformerEngine, compared on a GPU."""
