@@ -34,8 +34,9 @@ from build_support.extension import (
 from build_support.plan import plan_build
 from build_support.torch_on_disk import find_torch
 
-# The binding does no work on elements: not optimised, it compiles sooner.
-SOONER = ("-O0",)
+# The binding does no work on elements: not optimised, it compiles sooner. And the compiler need not
+# look for memory to free, in the 500 MB of the precompiled header among others.
+SOONER = ("-O0", "-w", "--param=ggc-min-expand=10000", "--param=ggc-min-heapsize=4000000")
 
 
 class Builder:

@@ -40,8 +40,8 @@ SEEDS: dict[Build, int] = {"plain": 4, "thread": 2}
 TIMEOUT = 60
 """Seconds until a case counts as hanging."""
 
-# -O1 compiles soonest.
-FLAGS = ("-O1", "-g0", "-w")
+# -Og takes least for a compilation and the run of a case together.
+FLAGS = ("-Og", "-g0", "-w")
 # The first declares what some faults call.
 PRECOMPILED = '#include "emulator.h"\n#include <cooperative_groups.h>\n'
 OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1 atexit_sleep_ms=0"}
