@@ -49,15 +49,17 @@ test: $(ALL_STAMP)
 	cd $(VENV) && FASTCLIP_REQUIRE_NATIVE=1 $(PYTEST) -c $(CURDIR)/pyproject.toml \
 		--rootdir=$(CURDIR) --junit-xml=results.xml $(PYTEST_FLAGS) $(CURDIR)/tests
 	$(BIN)/python tests/support/count_backends.py $(VENV)/results.xml
-	$(BIN)/python tests/mutants/cpu_run.py
-	$(BIN)/python tests/mutants/cuda_run.py
-	$(BIN)/python tests/mutants/triton_run.py
+	$(PLANT_FAULTS)
 
 # Plants faults in the CPU, CUDA and Triton sources: each must turn a test red.
 mutants: $(ALL_STAMP)
+	$(PLANT_FAULTS)
+
+define PLANT_FAULTS
 	$(BIN)/python tests/mutants/cpu_run.py
 	$(BIN)/python tests/mutants/cuda_run.py
 	$(BIN)/python tests/mutants/triton_run.py
+endef
 
 bench: $(ALL_STAMP)
 	$(BIN)/python bench cpu $(BENCH_FLAGS)

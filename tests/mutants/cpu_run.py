@@ -2,8 +2,7 @@
 
     python tests/mutants/cpu_run.py [--only WORD] [--jobs N]
 
-Needs fastclip installed with its native extension. Exit status 1 if a fault goes unnoticed, if its
-text does not stand in the source exactly once, or if the tests fail without any fault.
+Needs fastclip installed with its native extension.
 """
 
 from __future__ import annotations
@@ -14,17 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
-import command
-from cpu_faults import FAULTS, Fault
-from pytest_runs import HARNESS_FAILED, installed_package, judge, run_tests
-from texts import ROOT, check_texts, plant_text
+from cpu_faults import FAULTS, CpuFault
+from planting import HARNESS_FAILED, ROOT, Planter, Verdict, plant_text, run
+from pytest_runs import PytestRuns, installed_package, judge
 
 sys.path.append(str(ROOT))
 
@@ -38,15 +34,9 @@ from build_support.extension import (
 from build_support.plan import plan_build
 from build_support.torch_on_disk import find_torch
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one fault: whether it was caught, by what, and in how many seconds."""
-
-    fault: Fault
-    is_caught: bool
-    said: str
-    seconds: float
+# The binding does no work on elements: not optimised, it compiles sooner. And the compiler need not
+# look for memory to free, in the 500 MB of the precompiled header among others.
+SOONER = ("-O0", "-w", "--param=ggc-min-expand=10000", "--param=ggc-min-heapsize=4000000")
 
 
 class Builder:
@@ -85,11 +75,10 @@ class Builder:
         self._run_compiler(path, [*include, *dependencies], path.with_suffix(".o"))
 
     def _run_compiler(self, path: Path, extra: Sequence[str], output: Path) -> None:
-        # The binding does no work on elements: not optimised, it compiles sooner.
         flags = (
             kernel_flags(self.compiler, path)
             if path.parent.name == "cpu"
-            else [*binding_flags(self.compiler, self.torch), "-O0"]
+            else [*binding_flags(self.compiler, self.torch), *SOONER]
         )
         command = compile_command(self.compiler, path, [*flags, *extra])
         command += ["-o", str(output)]
@@ -114,7 +103,7 @@ class Builder:
             for source in self.sources
         ]
         site = tree / "site"
-        shutil.copytree(self.package, site / "fastclip", ignore=shutil.ignore_patterns("*.pyc"))
+        shutil.copytree(self.package, site / "fastclip")
         link(self.compiler, self.torch, objects, next((site / "fastclip").glob("_C*.so")))
         return site
 
@@ -132,47 +121,27 @@ def included_files(source: Path) -> list[str]:
     return [os.path.normpath(name) for name in shlex.split(text.partition(": ")[2])]
 
 
-def can_show(fault: Fault) -> bool:
-    """Return whether this CPU can run what the fault's tests compare."""
-    from fastclip import _C  # here: check_native() says it better where there is none
+class CpuPlanter(Planter[CpuFault]):
+    """Builds the extension with a fault and runs tests against it."""
 
-    return not fault.needs_two_sets or len(_C.instruction_sets()) > 1
+    def __init__(self, tests: PytestRuns) -> None:
+        self.tests = tests
 
+    def why_not(self, fault: CpuFault) -> str | None:
+        """Say why a fault cannot show on this machine; None if it can."""
+        from fastclip import _C  # here: check_native() says it better where there is none
 
-def plant(builder: Builder, fault: Fault, tree: Path) -> Outcome:
-    """Build a copy of the sources with one fault and run the tests that must notice it."""
-    began = time.monotonic()
-    shutil.copytree(ROOT / "csrc", tree / "csrc")
-    plant_text(fault, tree)
-    rebuilt = builder.sources_with(fault.file)
-    for each in rebuilt:
-        builder.compile(tree, each)
-    is_caught, said = judge(*run_tests(builder.site_with(tree, rebuilt), fault.tests))
-    outcome = Outcome(fault, is_caught, said, time.monotonic() - began)
-    print(row("caught" if is_caught else "MISSED", outcome), flush=True)
-    return outcome
+        if fault.needs_two_sets and len(_C.instruction_sets()) == 1:
+            return "this CPU runs one instruction set alone"
+        return None
 
-
-def row(verdict: str, outcome: Outcome) -> str:
-    """Format one line of the table."""
-    fault = outcome.fault
-    file = fault.file.removeprefix("csrc/")
-    return f"{verdict}  {fault.name:54}  {file:21}  {outcome.seconds:4.0f} s  {outcome.said}"
-
-
-def check_without_faults(builder: Builder, tests: Sequence[str]) -> None:
-    """Exit if the tests that are to notice faults fail where there is none."""
-    status, output = run_tests(builder.site_with(builder.directory, ()), tests)
-    if status != 0:
-        raise SystemExit(f"{HARNESS_FAILED}: the tests fail without a fault:\n{output}")
-
-
-def run_all(faults: Sequence[Fault], jobs: int, scratch: Path) -> list[Outcome]:
-    """Build once without a fault, then plant every fault, ``jobs`` at a time."""
-    base = scratch / "none"
-    shutil.copytree(ROOT / "csrc", base / "csrc")
-    builder = Builder(base)
-    with ThreadPoolExecutor(jobs) as pool:
+    def prepare(
+        self, faults: Sequence[CpuFault], scratch: Path, pool: Executor
+    ) -> Sequence[Callable[[], None]]:
+        """Build all without a fault; return the check that all tests pass there."""
+        base = scratch / "none"
+        shutil.copytree(ROOT / "csrc", base / "csrc")
+        self.builder = builder = Builder(base)
         headers = pool.submit(builder.precompile_torch)
         kernels = [source for source in builder.sources if source.parent.name == "cpu"]
         list(pool.map(lambda source: builder.compile(base, source), kernels))
@@ -181,33 +150,23 @@ def run_all(faults: Sequence[Fault], jobs: int, scratch: Path) -> list[Outcome]:
             if source not in kernels:
                 builder.compile(base, source)
         tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
-        unharmed = pool.submit(check_without_faults, builder, tests)
-        planted = [
-            pool.submit(plant, builder, fault, scratch / str(i)) for i, fault in enumerate(faults)
-        ]
-        try:
-            unharmed.result()
-            return [future.result() for future in planted]
-        except SystemExit:
-            pool.shutdown(cancel_futures=True)
-            raise
+        return [partial(self.tests.check_without_faults, builder.site_with(base, ()), tests)]
+
+    def plant(self, fault: CpuFault, tree: Path) -> Verdict:
+        """Build a copy of the sources with one fault and run the tests that must notice it."""
+        shutil.copytree(ROOT / "csrc", tree / "csrc")
+        plant_text(fault, tree)
+        rebuilt = self.builder.sources_with(fault.file)
+        for each in rebuilt:
+            self.builder.compile(tree, each)
+        return judge(*self.tests.run(self.builder.site_with(tree, rebuilt), fault.tests))
 
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    options = command.parse("Plant faults and see the tests go red.")
-    wanted = [fault for fault in FAULTS if options.only in fault.name]
-    check_texts(wanted)
     check_native()
-    faults = [fault for fault in wanted if can_show(fault)]
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        outcomes = run_all(faults, options.jobs, Path(scratch))
-    for fault in wanted:
-        if fault not in faults:
-            print(f"not planted: {fault.name} (this CPU runs one instruction set alone)")
-    caught = sum(outcome.is_caught for outcome in outcomes)
-    return command.conclude(caught, len(faults), time.monotonic() - began)
+    with PytestRuns() as tests:
+        return run(CpuPlanter(tests), FAULTS)
 
 
 if __name__ == "__main__":

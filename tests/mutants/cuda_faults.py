@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from planting import Fault
+
 CLIP = "csrc/cuda/clip.cu"
 FACTOR = "csrc/cuda/factor.cuh"
 NORM = "csrc/cuda/norm.cuh"
@@ -18,29 +20,21 @@ COEFFICIENT = "csrc/coefficient.h"
 
 
 @dataclass(frozen=True)
-class KernelFault:
-    """One planted fault.
+class CudaFault(Fault):
+    """A fault with what must notice it.
 
     Attributes:
-        name: what goes wrong, in words.
-        file: the source, from the root of the tree.
-        old: the text to replace; it must stand in the file exactly once.
-        new: what replaces it.
         cases: of tests/cuda_kernels, likeliest first; one must fail.
         build: what the cases are run in: "thread" is ThreadSanitizer's.
     """
 
-    name: str
-    file: str
-    old: str
-    new: str
     cases: tuple[str, ...]
     build: Literal["plain", "thread"] = "plain"
 
 
 # Faults that only ThreadSanitizer sees come first: they take longest.
 FAULTS = (
-    KernelFault(
+    CudaFault(
         "the grid sync orders no memory",
         CLIP,
         "cooperative_groups::this_grid().sync();",
@@ -48,7 +42,7 @@ FAULTS = (
         ("clip_squares",),
         "thread",
     ),
-    KernelFault(
+    CudaFault(
         "a partial is written by two blocks",
         NORM,
         "       group += static_cast<int>(gridDim.x)) {\n    tensor",
@@ -56,7 +50,7 @@ FAULTS = (
         ("clip_squares",),
         "thread",
     ),
-    KernelFault(
+    CudaFault(
         "one buffer of shared memory where two take turns",
         REDUCE,
         "    turn_ ^= 1;\n",
@@ -64,224 +58,224 @@ FAULTS = (
         ("clip_squares",),
         "thread",
     ),
-    KernelFault(
+    CudaFault(
         "no __syncthreads between the warps' values and their sum",
         REDUCE,
         "    __syncthreads();\n",
         "",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "no grid sync",
         CLIP,
         "  sync_grid();\n",
         "",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "the block of the last group returns before the grid sync",
         CLIP,
         "  sync_grid();\n",
         "  if (static_cast<int>(blockIdx.x) == shape.groups - 1) return;\n  sync_grid();\n",
         ("clip_awkward_lengths",),
     ),
-    KernelFault(
+    CudaFault(
         "the last element of a tail is not read",
         VECTOR,
         "if (last < tail) {",
         "if (last + 1 < tail) {",
         ("clip_awkward_lengths",),
     ),
-    KernelFault(
+    CudaFault(
         "a head as long as the address is past the boundary",
         WORK,
         "static_cast<int64_t>(-address % kVectorBytes)",
         "static_cast<int64_t>(address % kVectorBytes)",
         ("clip_awkward_lengths", "clip_squares"),
     ),
-    KernelFault(
+    CudaFault(
         "later chunks begin where they would without a head",
         TABLE,
         "chunk == 0 ? 0 : head + chunk * chunk_size;",
         "chunk * chunk_size;",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "the search misses a tensor that begins at the slot",
         TABLE,
         "if (table.first_slot(middle) <= slot) {",
         "if (table.first_slot(middle) < slot) {",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "the last warp is forgotten",
         REDUCE,
         "for (int i = 1; i < kWarps; ++i) {",
         "for (int i = 1; i < kWarps - 1; ++i) {",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "an offset within a tensor overflows 32 bits",
         TABLE,
         "head + chunk * chunk_size;",
         "static_cast<int32_t>(head + chunk * chunk_size);",
         ("offsets_beyond_32_bits",),
     ),
-    KernelFault(
+    CudaFault(
         "an offset within a target overflows 32 bits",
         SCALE,
         "work.begin * static_cast<int64_t>(sizeof(typename T::Element));",
         "static_cast<int32_t>(work.begin * static_cast<int64_t>(sizeof(typename T::Element)));",
         ("offsets_beyond_32_bits",),
     ),
-    KernelFault(
+    CudaFault(
         "a maximum drops NaN",
         REDUCE,
         "return b > a || b != b ? b : a;",
         "return fmax(a, b);",
         ("nonfinite_anywhere",),
     ),
-    KernelFault(
+    CudaFault(
         "a coefficient a little below 1 is not applied",
         FACTOR,
         "!(coef >= 1 && scale == 1)",
         "!(coef >= T(0.999) && scale == 1)",
         ("clip_close_to_one",),
     ),
-    KernelFault(
+    CudaFault(
         "a coefficient of 1 is written",
         FACTOR,
         "!(coef >= 1 && scale == 1)",
         "!(coef > 1 && scale == 1)",
         ("count_not_clipped",),
     ),
-    KernelFault(
+    CudaFault(
         "a NaN coefficient is not written",
         FACTOR,
         "!(coef >= 1 && scale == 1)",
         "(coef < 1 || scale != 1)",
         ("nonfinite_anywhere",),
     ),
-    KernelFault(
+    CudaFault(
         "squares that lost digits are not summed again",
         REDUCE,
         "sum < count * 0x1p-102",
         "sum < count * 0x1p-130",
         ("rescue_threshold",),
     ),
-    KernelFault(
+    CudaFault(
         "squares that overflowed are not summed again",
         REDUCE,
         "!isfinite(sum) || (any",
         "(any",
         ("rescue_threshold",),
     ),
-    KernelFault(
+    CudaFault(
         "chunks of zeros are summed again",
         REDUCE,
         "(any_magnitude && sum < count * 0x1p-102)",
         "sum < count * 0x1p-102",
         ("count_rescue",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf is cleared by a thread that saw nothing",
         NORM,
         "if (!isfinite(seen.value())) atomicExch(found_inf, 1.0f);",
         "atomicExch(found_inf, isfinite(seen.value()) ? 0.0f : 1.0f);",
         ("found_inf_anywhere",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf of before the call does not protect the gradients",
         NORM,
         "if (is_set(norm.found_inf))",
         "if (norm.found_inf != nullptr && !isfinite(total))",
         ("found_inf_already",),
     ),
-    KernelFault(
+    CudaFault(
         "an overflowing sum sets found_inf",
         NORM,
         "if (!isfinite(seen.value())) atomicExch(found_inf, 1.0f);",
         "atomicExch(found_inf, 1.0f);",
         ("found_inf_without_inf",),
     ),
-    KernelFault(
+    CudaFault(
         "a small tensor has the dtype of its group's first",
         TABLE,
         "dtype_of(table, mine)}};",
         "dtype}};",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "a tensor's sum takes a chunk of the next one",
         NORM,
         "chunks_of_large(table.address(tensor), count, dtype, shape.chunk_size)",
         "chunks_of_large(0, count, dtype, shape.chunk_size)",
         ("clip_squares",),
     ),
-    KernelFault(
+    CudaFault(
         "a negative inv_scale makes a negative norm",
         NORM,
         "fabs(static_cast<double>(__ldcg(result.inv_scale)))",
         "static_cast<double>(__ldcg(result.inv_scale))",
         ("inv_scale",),
     ),
-    KernelFault(
+    CudaFault(
         "error_if_nonfinite changes the gradients",
         NORM,
         "  if (result.error_if_nonfinite && !isfinite(total_norm)) factor.should_write = false;\n",
         "",
         ("nonfinite_error",),
     ),
-    KernelFault(
+    CudaFault(
         "a product is rounded once, in float64",
         SCALE,
         "value *= static_cast<typename T::Value>(coef);",
         "value = static_cast<typename T::Value>(value * coef);",
         ("scale_lists",),
     ),
-    KernelFault(
+    CudaFault(
         "a target at another address is written in vectors",
         SCALE,
         "% kVectorBytes == 0;",
         "% 4 == 0;",
         ("scale_into_targets",),
     ),
-    KernelFault(
+    CudaFault(
         "a clamp replaces NaN",
         SCALE,
         "const bool is_out = fabs(value) > limit;",
         "const bool is_out = !(fabs(value) <= limit);",
         ("clamp_limits",),
     ),
-    KernelFault(
+    CudaFault(
         "a coefficient that is not below 1 leaves targets unwritten",
         SCALE_KERNELS,
         "shape.has_targets || factor.should_write",
         "factor.should_write",
         ("scale_into_targets",),
     ),
-    KernelFault(
+    CudaFault(
         "inv_scale is not applied without a clip",
         FACTOR,
         "!(coef >= 1 && scale == 1)",
         "!(coef >= 1)",
         ("unscale_lists", "inv_scale"),
     ),
-    KernelFault(
+    CudaFault(
         "a coefficient times inv_scale is not rounded",
         FACTOR,
         "static_cast<double>(coef * scale)",
         "static_cast<double>(coef) * static_cast<double>(scale)",
         ("unscale_sources",),
     ),
-    KernelFault(
+    CudaFault(
         "a scale forgets inv_scale",
         SCALE_KERNELS,
         "factor_of(coef_of<float>(coefs, tensor), coefs.inv_scale)",
         "factor_of(coef_of<float>(coefs, tensor), nullptr)",
         ("clip_in_steps",),
     ),
-    KernelFault(
+    CudaFault(
         "a number is not rounded to the dtype of the product",
         SCALE_KERNELS,
         "    const Factor factor = coefs.is_float64\n",
@@ -290,63 +284,63 @@ FAULTS = (
         "    const Factor factor = coefs.is_float64 || is_number\n",
         ("unscale_sources",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf does not stop a scale",
         SCALE_KERNELS,
         "  if (!shape.has_targets && is_set(coefs.found_inf)) return;\n",
         "",
         ("unscale_after_found_inf",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf leaves targets unwritten",
         SCALE_KERNELS,
         "if (!shape.has_targets && is_set(coefs.found_inf)) return;",
         "if (is_set(coefs.found_inf)) return;",
         ("unscale_after_found_inf",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf does not stop a clamp",
         SCALE_KERNELS,
         "  if (is_set(clamp.found_inf)) return;\n  change_groups(",
         "  change_groups(",
         ("unscale_after_found_inf",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf does not stop a clamp with inv_scale",
         SCALE_KERNELS,
         "  if (is_set(clamp.found_inf)) return;\n  const float",
         "  const float",
         ("unscale_after_found_inf",),
     ),
-    KernelFault(
+    CudaFault(
         "a clamp goes without inv_scale",
         SCALE_KERNELS,
         "clamp.inv_scale == nullptr ? &clamp_kernel<Table>",
         "clamp.inv_scale != nullptr ? &clamp_kernel<Table>",
         ("unscale_and_clamp_lists",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf counts only where it is 1",
         FACTOR,
         "__ldcg(found_inf) != 0;",
         "__ldcg(found_inf) == 1;",
         ("unscale_after_found_inf",),
     ),
-    KernelFault(
+    CudaFault(
         "found_inf counts where it is 0",
         FACTOR,
         "found_inf != nullptr && __ldcg(found_inf) != 0;",
         "found_inf != nullptr;",
         ("unscale_tables",),
     ),
-    KernelFault(
+    CudaFault(
         "a clamp forgets inv_scale",
         SCALE_KERNELS,
         "const float inv_scale = __ldcg(clamp.inv_scale);",
         "const float inv_scale = 1;",
         ("unscale_and_clamp_lists",),
     ),
-    KernelFault(
+    CudaFault(
         "a clamp comes before the product",
         SCALE,
         "    multiply.template apply<T>(value);\n"
@@ -355,105 +349,105 @@ FAULTS = (
         "    multiply.template apply<T>(value);\n",
         ("unscale_and_clamp_limits",),
     ),
-    KernelFault(
+    CudaFault(
         "a product within the limit is not written",
         SCALE,
         "return writes_all || is_out;",
         "return is_out;",
         ("unscale_and_clamp_lists",),
     ),
-    KernelFault(
+    CudaFault(
         "a clamp with inv_scale of 1 writes all",
         SCALE_KERNELS,
         "{clamp.clip_value}, inv_scale != 1};",
         "{clamp.clip_value}, true};",
         ("count_unscaled_clamp",),
     ),
-    KernelFault(
+    CudaFault(
         "a total is finished without inv_scale",
         NORM,
         "if (result.inv_scale != nullptr) value *=",
         "if (result.inv_scale != nullptr && norm.sums != nullptr) value *=",
         ("norm_of_a_total",),
     ),
-    KernelFault(
+    CudaFault(
         "max_norm on the device does not count",
         NORM,
         "const T max_norm = result.max_norm_tensor != nullptr\n",
         "const T max_norm = false\n",
         ("norm_of_a_total",),
     ),
-    KernelFault(
+    CudaFault(
         "every part of a long table is the first",
         TABLE_WRITER,
         "pack_table<Table>(list, first, size)",
         "pack_table<Table>(list, 0, size)",
         ("table_lengths",),
     ),
-    KernelFault(
+    CudaFault(
         "the coefficient has no epsilon",
         COEFFICIENT,
         "(total_norm + T(kEps))",
         "total_norm",
         ("clip_squares", "norm_of_nothing"),
     ),
-    KernelFault(
+    CudaFault(
         "a partial past the end is read",
         NORM,
         "batch[k] = i < count ? __ldcg(partials + i) : 0;",
         "batch[k] = i <= count ? __ldcg(partials + i) : 0;",
         ("partials_in_order",),
     ),
-    KernelFault(
+    CudaFault(
         "a second round of partials is taken for the first",
         NORM,
         "if (count <= kBlockSize) {",
         "if (count <= 2 * kBlockSize) {",
         ("partials_in_order",),
     ),
-    KernelFault(
+    CudaFault(
         "a round of partials is left out",
         NORM,
         "first += kLoads * kBlockSize) {",
         "first += 2 * kLoads * kBlockSize) {",
         ("partials_in_order",),
     ),
-    KernelFault(
+    CudaFault(
         "four partials are added in another order",
         NORM,
         "for (const double partial : batch) value = Sum::combine(value, partial);",
         "for (int k = kLoads - 1; k >= 0; --k) value = Sum::combine(value, batch[k]);",
         ("partials_in_order",),
     ),
-    KernelFault(
+    CudaFault(
         "a block for every four groups",
         LAUNCHERS,
         "std::max(1, std::min(*blocks, groups))",
         "std::max(1, std::min(*blocks, groups / 4))",
         ("grid_sizes",),
     ),
-    KernelFault(
+    CudaFault(
         "a tensor of 16 KiB is large",
         WORK,
         "kSmallBytes = (int64_t{1} << 14) + 1;",
         "kSmallBytes = int64_t{1} << 14;",
         ("plan_slots",),
     ),
-    KernelFault(
+    CudaFault(
         "a large tensor begins within a group",
         WORK,
         "if (is_large) slots = (slots + kWarps - 1) / kWarps * kWarps;\n",
         "",
         ("plan_slots",),
     ),
-    KernelFault(
+    CudaFault(
         "a refused launch leaves its error behind",
         LAUNCHERS,
         "  if (status != cudaSuccess) cudaGetLastError();\n",
         "",
         ("cooperative_refused",),
     ),
-    KernelFault(
+    CudaFault(
         "a cooperative launch that is refused becomes two launches",
         LAUNCHERS,
         "    if (mode == CudaMode::kFused) return launch_fused(list, sums, result, queue);\n",
@@ -463,7 +457,7 @@ FAULTS = (
         "    }\n",
         ("cooperative_refused",),
     ),
-    KernelFault(
+    CudaFault(
         "a fused clip is split while a graph is captured",
         LAUNCHERS,
         "    if (mode == CudaMode::kFused) return",
@@ -471,49 +465,49 @@ FAULTS = (
         "    if (mode == CudaMode::kFused && !is_capturing(device, stream)) return",
         ("loaded_before_capture",),
     ),
-    KernelFault(
+    CudaFault(
         "a split clip is fused",
         LAUNCHERS,
         "    if (mode == CudaMode::kFused) return",
         "    return",
         ("cooperative_refused",),
     ),
-    KernelFault(
+    CudaFault(
         "the device that was current is not restored",
         LAUNCHERS,
         "if (saved_ >= 0) take_error(cudaSetDevice(saved_));",
         "",
         ("other_device",),
     ),
-    KernelFault(
+    CudaFault(
         "only the first warp decides whether a chunk holds anything",
         REDUCE,
         "      *seen |= scratch_.seen[turn_][i] != 0;\n",
         "",
         ("rescue_extremes",),
     ),
-    KernelFault(
+    CudaFault(
         "what rounded squares dropped is not added",
         REDUCE,
         "return squares + dropped;",
         "return squares;",
         ("norm_of_unlucky_vectors",),
     ),
-    KernelFault(
+    CudaFault(
         "four squares are added in a row",
         REDUCE,
         "(a + b) + (c + d);",
         "((a + b) + c) + d;",
         ("norm_of_unlucky_vectors",),
     ),
-    KernelFault(
+    CudaFault(
         "a negative zero counts as a small number",
         VECTOR,
         "kMagnitudes = 0x7fffffff;",
         "kMagnitudes = 0xffffffff;",
         ("count_rescue",),
     ),
-    KernelFault(
+    CudaFault(
         "the rescale goes through the list forwards",
         SCALE,
         "  for (int group = block + (shape.groups - 1 - block) / blocks * blocks; group >= 0;\n"
@@ -521,14 +515,14 @@ FAULTS = (
         "  for (int group = block; group < shape.groups; group += blocks) {",
         ("count_backwards",),
     ),
-    KernelFault(
+    CudaFault(
         "a doubt about capture counts as no",
         LAUNCHERS,
         "take_error(status) != cudaSuccess || capture",
         "take_error(status) == cudaSuccess && capture",
         ("cooperative_refused",),
     ),
-    KernelFault(
+    CudaFault(
         "the first driver that takes long arguments gets short ones",
         LAUNCHERS,
         "version >= 12010;",

@@ -3,9 +3,7 @@
     python tests/mutants/cuda_run.py [--only WORD] [--jobs N]
 
 The cases are those of tests/cuda_kernels, run on the CPU by tests/emulator: g++ and the CUDA
-toolkit's headers are all that is needed; where they are missing nothing is planted. Exit status 1
-if a fault goes unnoticed, if its text does not stand in the source exactly once, or if a case fails
-without any fault.
+toolkit's headers are all that is needed; where they are missing nothing is planted.
 """
 
 from __future__ import annotations
@@ -16,21 +14,25 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import command
-from cuda_faults import FAULTS, KernelFault
-from texts import ROOT, check_texts, plant_text
+from cuda_faults import FAULTS, CudaFault
+from planting import HARNESS_FAILED, ROOT, Planter, Verdict, plant_text, run
 
 sys.path.append(str(ROOT / "tests" / "support"))
 
-import build_program as emulator
-from build_program import Build, build_program
+from build_program import (
+    Build,
+    build_program,
+    compile_command,
+    link_command,
+    run_into,
+    source_flags,
+)
 from toolkit import why_no_emulator
 
 CASES = ROOT / "tests" / "cuda_kernels"
@@ -38,28 +40,27 @@ SEEDS: dict[Build, int] = {"plain": 4, "thread": 2}
 TIMEOUT = 60
 """Seconds until a case counts as hanging."""
 
-# -O1 compiles soonest; the header declares what some faults call.
-FLAGS = ("-O1", "-g0", "-w", "-include", str(emulator.HERE / "emulator.h"))
+# -Og takes least for a compilation and the run of a case together.
+FLAGS = ("-Og", "-g0", "-w")
+# The first declares what some faults call.
+PRECOMPILED = '#include "emulator.h"\n#include <cooperative_groups.h>\n'
 OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1 atexit_sleep_ms=0"}
-
-HARNESS_FAILED = "the mutants could not be judged"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one fault: the case that caught it, what that said, in how many seconds."""
-
-    fault: KernelFault
-    case: str | None
-    said: str
-    seconds: float
 
 
 @dataclass(frozen=True)
 class Unharmed:
-    """The program without a fault, and the object of each of its sources."""
+    """The program without a fault.
+
+    Attributes:
+        program: its path.
+        build: what it is built for.
+        flags: those that its sources are compiled with.
+        objects: what is linked, by the stem of the source.
+    """
 
     program: Path
+    build: Build
+    flags: Sequence[str]
     objects: dict[str, Path]
 
 
@@ -78,33 +79,35 @@ def includes(source: Path, file: Path) -> bool:
 
 def build_unharmed(build: Build, out: Path) -> Unharmed:
     """Build the program without a fault."""
-    csrc = ROOT / "csrc"
-    sources = [*sorted(CASES.glob("*.cpp")), *kernel_sources(csrc)]
-    program = build_program(sources, out, build, include=[csrc], flags=FLAGS, jobs=1)
-    objects = {source.name: next(out.glob(f"{source.stem}-*.o")) for source in sources}
-    return Unharmed(program, objects)
-
-
-def build_with(fault: KernelFault, unharmed: Unharmed, tree: Path) -> Path:
-    """Build the program from a copy of the sources with one fault: what it touches, no more."""
-    shutil.copytree(ROOT / "csrc", tree / "csrc")
-    path = plant_text(fault, tree)
-    harmed = [each for each in kernel_sources(tree / "csrc") if includes(each, path)]
-    out = tree / "out"
     out.mkdir()
-    # The emulator's among them: found there, they are not compiled again.
-    for compiled in unharmed.program.parent.glob("*.o"):
-        (out / compiled.name).hardlink_to(compiled)
-    kept = set(unharmed.objects) - {each.name for each in harmed}
-    return build_program(
-        harmed,
-        out,
-        fault.build,
-        include=[tree / "csrc"],
-        flags=FLAGS,
-        link_flags=[str(unharmed.objects[name]) for name in sorted(kept)],
-        jobs=1,
-    )
+    csrc = ROOT / "csrc"
+    header = out / "precompiled.h"
+    header.write_text(PRECOMPILED, encoding="utf-8")
+    precompile = source_flags(build, [], [*FLAGS, "-x", "c++-header"])
+    run_into(compile_command(header, precompile), header.with_suffix(".h.gch"))
+    flags = [*FLAGS, "-include", str(header)]
+    sources = [*sorted(CASES.glob("*.cpp")), *kernel_sources(csrc)]
+    program = build_program(sources, out, build, include=[csrc], flags=flags, jobs=1)
+    objects = {path.name.rpartition("-")[0]: path for path in out.glob("*.o")}
+    return Unharmed(program, build, flags, objects)
+
+
+def build_with(fault: CudaFault, unharmed: Unharmed, tree: Path) -> Path:
+    """Build the program from a copy of the sources with one fault: what it touches, no more."""
+    csrc = tree / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    path = plant_text(fault, tree)
+    flags = source_flags(unharmed.build, [csrc], unharmed.flags)
+    harmed: dict[str, Path] = {}
+    for source in kernel_sources(csrc):
+        if includes(source, path):
+            harmed[source.stem] = tree / f"{source.stem}.o"
+            run_into(compile_command(source, flags), harmed[source.stem])
+    # The harmed ones first: of an inline function in several objects the linker takes the first.
+    objects = {**harmed, **{k: v for k, v in unharmed.objects.items() if k not in harmed}}
+    program = tree / "program"
+    run_into(link_command(list(objects.values()), unharmed.build), program)
+    return program
 
 
 def run_case(program: Path, build: Build, case: str) -> tuple[int, str]:
@@ -134,87 +137,54 @@ def first_words(status: int, output: str) -> str:
         return race[1]
     if status < 0:
         return output if status == -signal.SIGALRM else signal.Signals(-status).name
-    # Without the case's name, which has a column of its own.
+    # Without the case's name, which stands before.
     return output.partition("\n")[0].partition(", ")[2]
 
 
-def plant(fault: KernelFault, unharmed: Unharmed, tree: Path) -> Outcome:
-    """Build a copy of the sources with one fault and run the cases that must notice it."""
-    began = time.monotonic()
-    program = build_with(fault, unharmed, tree)
-    case, said = None, "no case failed"
-    for each in fault.cases:
-        status, output = run_case(program, fault.build, each)
-        if status != 0:
-            case, said = each, first_words(status, output)
-            break
-    outcome = Outcome(fault, case, said, time.monotonic() - began)
-    print(row(outcome), flush=True)
-    shutil.rmtree(tree)
-    return outcome
-
-
-def row(outcome: Outcome) -> str:
-    """Format one line of the table."""
-    fault = outcome.fault
-    verdict = "caught" if outcome.case else "MISSED"
-    file = fault.file.removeprefix("csrc/").removeprefix("cuda/")
-    case = outcome.case or ", ".join(fault.cases)
-    said = outcome.said if len(outcome.said) <= 110 else outcome.said[:107] + "..."
-    where = f"{fault.name:60}  {file:13}  {outcome.seconds:3.0f} s  {fault.build:6}  {case:22}"
-    return f"{verdict}  {where}  {said}"
-
-
-def check_without_faults(unharmed: Unharmed, build: Build, cases: Sequence[str]) -> None:
+def check_without_faults(unharmed: Unharmed, cases: Sequence[str]) -> None:
     """Exit if a case that is to notice faults fails where there is none."""
     for case in cases:
-        status, output = run_case(unharmed.program, build, case)
+        status, output = run_case(unharmed.program, unharmed.build, case)
         if status != 0:
             raise SystemExit(f"{HARNESS_FAILED}: {case} fails without a fault:\n{output}")
 
 
-def run_all(faults: Sequence[KernelFault], jobs: int, scratch: Path) -> list[Outcome]:
-    """Build once without a fault, then plant every fault, ``jobs`` at a time."""
-    builds: list[Build] = list(dict.fromkeys(fault.build for fault in faults))
-    with ThreadPoolExecutor(jobs) as pool:
+class CudaPlanter(Planter[CudaFault]):
+    """Builds the program of the cases with a fault, and runs them."""
+
+    def prepare(
+        self, faults: Sequence[CudaFault], scratch: Path, pool: Executor
+    ) -> Sequence[Callable[[], None]]:
+        """Build the program without a fault; return the checks that the cases pass there."""
+        builds: list[Build] = list(dict.fromkeys(fault.build for fault in faults))
         bases = pool.map(lambda build: build_unharmed(build, scratch / build), builds)
-        unharmed = dict(zip(builds, bases, strict=True))
-        checks = [
-            pool.submit(
-                check_without_faults,
-                unharmed[build],
-                build,
-                list(dict.fromkeys(c for f in faults if f.build == build for c in f.cases)),
-            )
+        self.unharmed = dict(zip(builds, bases, strict=True))
+        cases = {
+            build: dict.fromkeys(case for f in faults if f.build == build for case in f.cases)
+            for build in builds
+        }
+        return [
+            partial(check_without_faults, self.unharmed[build], list(cases[build]))
             for build in builds
         ]
-        planted = [
-            pool.submit(plant, fault, unharmed[fault.build], scratch / str(i))
-            for i, fault in enumerate(faults)
-        ]
-        try:
-            for check in checks:
-                check.result()
-            return [future.result() for future in planted]
-        except SystemExit:
-            pool.shutdown(cancel_futures=True)
-            raise
+
+    def plant(self, fault: CudaFault, tree: Path) -> Verdict:
+        """Build a copy of the sources with one fault and run the cases that must notice it."""
+        program = build_with(fault, self.unharmed[fault.build], tree)
+        for case in fault.cases:
+            status, output = run_case(program, fault.build, case)
+            if status != 0:
+                return Verdict(True, f"{case}: {first_words(status, output)}")
+        return Verdict(False, f"no case failed of {', '.join(fault.cases)}")
 
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    options = command.parse("Plant faults in the kernels and see cases fail.")
     reason = why_no_emulator()
     if reason is not None:
         print(f"not planted: {reason}")
         return 0
-    faults = [fault for fault in FAULTS if options.only in fault.name]
-    check_texts(faults)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        outcomes = run_all(faults, options.jobs, Path(scratch).resolve())
-    caught = sum(outcome.case is not None for outcome in outcomes)
-    return command.conclude(caught, len(faults), time.monotonic() - began)
+    return run(CudaPlanter(), FAULTS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from planting import Fault
+
 FOLDER = "fastclip/backends/triton"
 ARGUMENTS = f"{FOLDER}/arguments.py"
 BACKEND = f"{FOLDER}/backend.py"
@@ -15,21 +17,13 @@ WORDS = f"{FOLDER}/device/words.py"
 
 
 @dataclass(frozen=True)
-class TritonFault:
-    """One planted fault.
+class TritonFault(Fault):
+    """A fault with what must notice it.
 
     Attributes:
-        name: what goes wrong, in words.
-        file: the source, from the root of the tree.
-        old: the text to replace; it must stand in the file exactly once.
-        new: what replaces it.
         test: ``file.py::test_name[parameters]``, in tests/; an assertion of it must fail.
     """
 
-    name: str
-    file: str
-    old: str
-    new: str
     test: str
 
 

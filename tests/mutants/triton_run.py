@@ -2,10 +2,8 @@
 
     python tests/mutants/triton_run.py [--only WORD] [--jobs N]
 
-Needs fastclip installed, and a triton whose interpreter runs its kernels. Exit status 1 if a fault
-goes unnoticed, if its text does not stand in the source exactly once, or if the tests fail without
-any fault. What the interpreter cannot show is not planted: a missing barrier, say, or an offset
-beyond 32 bits.
+Needs fastclip installed, and a triton whose interpreter runs its kernels. What the interpreter
+cannot show is not planted: a missing barrier, say, or an offset beyond 32 bits.
 """
 
 from __future__ import annotations
@@ -13,100 +11,64 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from compileall import compile_dir
+from concurrent.futures import Executor
+from functools import partial
+from importlib.util import cache_from_source
 from pathlib import Path
 
-import command
-from pytest_runs import HARNESS_FAILED, installed_package, judge, run_tests
-from texts import ROOT, check_texts, plant_text
+from planting import HARNESS_FAILED, ROOT, Planter, Verdict, plant_text, run
+from pytest_runs import PytestRuns, installed_package, judge
 from triton_faults import FAULTS, FOLDER, TritonFault
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one fault: whether it was caught, by what, and in how many seconds."""
-
-    fault: TritonFault
-    is_caught: bool
-    said: str
-    seconds: float
-
-
-def copy_package(site: Path) -> None:
+def make_package(site: Path) -> Path:
     """Copy the installed package, which has the extension, with the tree's Triton kernels."""
-    shutil.copytree(
-        installed_package(), site / "fastclip", ignore=shutil.ignore_patterns("*.pyc", "triton")
-    )
+    shutil.copytree(installed_package(), site / "fastclip", ignore=shutil.ignore_patterns("triton"))
     shutil.copytree(ROOT / FOLDER, site / FOLDER, ignore=shutil.ignore_patterns("*.pyc"))
+    compile_dir(site, quiet=1)
+    return site
 
 
-def judge_assertion(status: int, output: str) -> tuple[bool, str]:
-    """Return whether an assertion failed, and which: code that does not run shows nothing."""
-    is_caught, _ = judge(status, output)
+def judge_assertion(fault: TritonFault, status: int, output: str) -> Verdict:
+    """Decide whether an assertion failed, and which: code that does not run has shown nothing."""
+    is_caught, said = judge(status, output)
+    if not is_caught:
+        return Verdict(False, said)
     failed = re.search(r"^FAILED .*? - (assert .*|AssertionError.*)", output, re.MULTILINE)
-    if is_caught and not failed:
+    if not failed:
         raise SystemExit(f"{HARNESS_FAILED}: no assertion failed, but something else:\n{output}")
-    return is_caught, failed[1] if failed else "no test failed"
+    return Verdict(True, f"{fault.test.partition('::')[2]}: {failed[1]}")
 
 
-def plant(fault: TritonFault, site: Path) -> Outcome:
-    """Run the test that must notice a fault on a copy of the package with it."""
-    began = time.monotonic()
-    copy_package(site)
-    plant_text(fault, site)
-    is_caught, said = judge_assertion(*run_tests(site, [fault.test]))
-    outcome = Outcome(fault, is_caught, said, time.monotonic() - began)
-    print(row(outcome), flush=True)
-    shutil.rmtree(site)
-    return outcome
+class TritonPlanter(Planter[TritonFault]):
+    """Runs tests against copies of the package."""
 
+    def __init__(self, tests: PytestRuns) -> None:
+        self.tests = tests
 
-def row(outcome: Outcome) -> str:
-    """Format one line of the table."""
-    fault = outcome.fault
-    verdict = "caught" if outcome.is_caught else "MISSED"
-    test = fault.test.partition("::")[2]
-    said = outcome.said if len(outcome.said) <= 60 else outcome.said[:57] + "..."
-    where = f"{fault.name:59}  {Path(fault.file).name:11}  {outcome.seconds:3.0f} s"
-    return f"{verdict}  {where}  {test}  {said}"
+    def prepare(
+        self, faults: Sequence[TritonFault], scratch: Path, _: Executor
+    ) -> Sequence[Callable[[], None]]:
+        """Copy the package without a fault; return the check that all tests pass there."""
+        self.base = make_package(scratch / "none")
+        tests = list(dict.fromkeys(fault.test for fault in faults))
+        return [partial(self.tests.check_without_faults, self.base, tests)]
 
-
-def check_without_faults(tests: Sequence[str], site: Path) -> None:
-    """Exit if the tests that are to notice faults fail where there is none."""
-    copy_package(site)
-    status, output = run_tests(site, tests)
-    if status != 0:
-        raise SystemExit(f"{HARNESS_FAILED}: the tests fail without a fault:\n{output}")
-
-
-def run_all(faults: Sequence[TritonFault], jobs: int, scratch: Path) -> list[Outcome]:
-    """Plant every fault, ``jobs`` at a time, beside a run without one."""
-    tests = list(dict.fromkeys(fault.test for fault in faults))
-    with ThreadPoolExecutor(jobs) as pool:
-        unharmed = pool.submit(check_without_faults, tests, scratch / "none")
-        planted = [pool.submit(plant, fault, scratch / str(i)) for i, fault in enumerate(faults)]
-        try:
-            unharmed.result()
-            return [future.result() for future in planted]
-        except SystemExit:
-            pool.shutdown(cancel_futures=True)
-            raise
+    def plant(self, fault: TritonFault, tree: Path) -> Verdict:
+        """Run the test that must notice a fault on a copy of the package with it."""
+        site = tree / "site"
+        shutil.copytree(self.base / "fastclip", site / "fastclip")
+        # What is compiled there is without the fault.
+        Path(cache_from_source(plant_text(fault, site))).unlink()
+        return judge_assertion(fault, *self.tests.run(site, [fault.test]))
 
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    options = command.parse("Plant faults in the Triton kernels.")
-    faults = [fault for fault in FAULTS if options.only in fault.name]
-    check_texts(faults)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        outcomes = run_all(faults, options.jobs, Path(scratch))
-    caught = sum(outcome.is_caught for outcome in outcomes)
-    return command.conclude(caught, len(faults), time.monotonic() - began)
+    with PytestRuns() as tests:
+        return run(TritonPlanter(tests), FAULTS)
 
 
 if __name__ == "__main__":

@@ -94,21 +94,36 @@ def build_program(
     if reason is not None:
         raise RuntimeError(reason)
     out.mkdir(parents=True, exist_ok=True)
-    own = [*COMMON, *LEVELS[build], *SANITIZERS[build], *_search(include), *flags]
+    own = source_flags(build, include, flags)
     runtime = [*COMMON, *RUNTIME[build], *_search(())]
     commands = [(source, own) for source in sources]
     commands += [(source, runtime) for source in sorted((HERE / "runtime").glob("*.cpp"))]
     with ThreadPoolExecutor(jobs) as pool:
         objects = list(pool.map(lambda command: _compile(command[0], command[1], out), commands))
     program = out / f"{sources[0].stem}-{build}{'.so' if shared else ''}"
-    # -Bsymbolic: a process that has loaded the real runtime must not lend it to the emulator.
-    kind = ["-shared", "-Wl,-Bsymbolic"] if shared else ["-pie"]
-    link = ["g++", *kind, *SANITIZERS[build], *map(str, objects), "-ldl", "-lpthread", *link_flags]
+    link = [*link_command(objects, build, shared=shared), *link_flags]
     stamp = program.with_suffix(program.suffix + ".command")
     if not (program.exists() and stamp.exists() and stamp.read_text() == " ".join(link)):
-        _run_into(link, program)
+        run_into(link, program)
         stamp.write_text(" ".join(link))
     return program
+
+
+def source_flags(build: Build, include: Sequence[Path], flags: Sequence[str]) -> list[str]:
+    """Return the flags of a source, which is no part of the emulator; see ``build_program``."""
+    return [*COMMON, *LEVELS[build], *SANITIZERS[build], *_search(include), *flags]
+
+
+def compile_command(source: Path, flags: Sequence[str]) -> list[str]:
+    """Return the command that compiles a source, for ``run_into``."""
+    return ["g++", "-x", "c++", *flags, "-c", str(source)]
+
+
+def link_command(objects: Sequence[Path], build: Build, *, shared: bool = False) -> list[str]:
+    """Return the command that links objects, the emulator's among them, for ``run_into``."""
+    # -Bsymbolic: a process that has loaded the real runtime must not lend it to the emulator.
+    kind = ["-shared", "-Wl,-Bsymbolic"] if shared else ["-pie"]
+    return ["g++", *kind, *SANITIZERS[build], *map(str, objects), "-ldl", "-lpthread"]
 
 
 def _search(include: Sequence[Path]) -> list[str]:
@@ -127,11 +142,12 @@ def _compile(source: Path, flags: Sequence[str], out: Path) -> Path:
     digest = hashlib.sha256(" ".join(kept).encode() + text).hexdigest()[:16]
     compiled = out / f"{source.stem}-{digest}.o"
     if not compiled.exists():
-        _run_into([*command, "-c", str(source)], compiled)
+        run_into(compile_command(source, flags), compiled)
     return compiled
 
 
-def _run_into(command: Sequence[str], target: Path) -> None:
+def run_into(command: Sequence[str], target: Path) -> None:
+    """Run a command that makes ``target``. Raises: RuntimeError with its output, if it fails."""
     # It has another name until it is whole: the link may be cut off, and another process may have
     # the old one loaded.
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
