@@ -165,7 +165,8 @@ def _keys(tree: ast.AST) -> Iterator[ast.expr]:
 
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and is_environment(node.value):
-            yield node.slice
+            if isinstance(node.ctx, ast.Load):
+                yield node.slice
         elif isinstance(node, ast.Compare) and is_environment(node.comparators[0]):
             yield node.left
         elif isinstance(node, ast.Call):
@@ -180,7 +181,7 @@ def _keys(tree: ast.AST) -> Iterator[ast.expr]:
 
 def shell_variables(text: str) -> set[str]:
     """Return the variables of the environment that a Makefile or a script of ours reads."""
-    defined = set(re.findall(r"^(?:\t?export )?(\w+) *:?=", text, re.MULTILINE))
+    defined = set(re.findall(r"^(?:\t?export |define )?(\w+)(?: *:?=|$)", text, re.MULTILINE))
     read = set(re.findall(r"\$[({]([A-Z][A-Z0-9_]+)\b", text))
     offered = set(re.findall(r"^([A-Z][A-Z0-9_]+) \?=", text, re.MULTILINE))
     return (read - defined - {"BASH_SOURCE", "CURDIR", "MAKE"}) | offered
