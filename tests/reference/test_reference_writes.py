@@ -204,7 +204,9 @@ def test_clamp_is_torchs(dtype: torch.dtype, clip_value: float, foreach: bool | 
     assert torch.equal(ours[finite].view(same_bits), theirs[finite].view(same_bits))
     if not math.isnan(clip_value):
         values = torch.tensor(special, dtype=dtype)
-        assert oracle.equal(ours, oracle.clamped(values, clip_value))
+        # Which of two zeros a clamp to 0 leaves depends on how it is vectorised, in torch as well.
+        expected = oracle.clamped(values, clip_value)
+        assert oracle.equal(ours, expected, any_zero=clip_value == 0)
 
 
 def test_clamp_of_awkward_shapes() -> None:

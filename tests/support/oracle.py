@@ -124,6 +124,14 @@ def rounded(values: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.float
     return np.where(np.isnan(values), values, nearest.view(np.float32))
 
 
-def equal(tensor: Tensor, expected: Array) -> bool:
-    """Return whether a tensor holds exactly the expected values; NaN equals NaN."""
-    return np.array_equal(values_of(tensor), expected, equal_nan=True)
+def equal(tensor: Tensor, expected: Array, *, any_zero: bool = False) -> bool:
+    """Return whether a tensor holds exactly the expected values; NaN equals NaN.
+
+    Args:
+        any_zero: whether 0.0 and -0.0 are equal.
+    """
+    actual = values_of(tensor)
+    if not np.array_equal(actual, expected, equal_nan=True):
+        return False
+    zero = np.full(expected.shape, False) if any_zero else expected == 0
+    return np.array_equal(np.signbit(actual[zero]), np.signbit(expected[zero]))

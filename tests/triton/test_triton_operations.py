@@ -268,5 +268,5 @@ def test_clamp_is_one_of_products(mix: str) -> None:
             if not case.is_stopped:
                 scaled = torch.from_numpy(oracle.scaled(grad, case.inverse)).to(grad.dtype)
                 wanted = oracle.clamped(scaled, clip_value)
-            assert oracle.equal(used, wanted)
+            assert oracle.equal(used, wanted, any_zero=clip_value == 0)
         case.check_rest(times=1)
