@@ -2,7 +2,10 @@
 
 python examples/fsdp2.py
 
-The group has one process here. Under torchrun, init_process_group("gloo") is all that changes.
+The group has one process here. Under torchrun on CPUs, init_process_group("gloo") is all that
+changes. On GPUs it is init_process_group("nccl"), each process calls
+torch.cuda.set_device(int(os.environ["LOCAL_RANK"])), model and inputs are moved to "cuda", and the
+mesh is one of "cuda".
 """
 
 import torch

@@ -43,8 +43,9 @@ def clip_grad_norm_(
     """Scale gradients in place so that their total norm is at most ``max_norm``.
 
     ``grad *= min(1, max_norm / (total_norm + 1e-6))``, where ``total_norm`` is the norm of all
-    gradients as one vector. Nothing is written when the coefficient is 1. A gradient that several
-    parameters share counts once and is scaled once.
+    gradients as one vector. Where the coefficient is 1, the native and Triton backends write
+    nothing, and neither does the reference backend to gradients on the CPU; it multiplies those on
+    other devices. A gradient that several parameters share counts once and is scaled once.
 
     Args:
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``), of any shapes,
@@ -161,7 +162,8 @@ def clip_grads_with_norm_(
 ) -> None:
     """Scale the gradients of ``parameters`` in place by a norm that is already known.
 
-    ``grad *= min(1, max_norm / (total_norm + 1e-6))``; nothing is written for a coefficient of 1.
+    ``grad *= min(1, max_norm / (total_norm + 1e-6))``. Where the coefficient is 1 nothing is
+    written, under the conditions of ``clip_grad_norm_``.
 
     Args:
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``).

@@ -101,7 +101,7 @@ def load_text(share: float | None) -> str:
     """Say what others took of the processors, and whether that is too much."""
     if share is None:
         return "other processes: unknown"
-    text = f"other processes and other machines took {share:.1%} of the processors' time"
+    text = f"other processes and CPU steal took {share:.1%} of the processors' time"
     return text if share <= QUIET_SHARE else f"NOT A QUIET MACHINE, do not quote: {text}"
 
 

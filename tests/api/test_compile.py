@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 
 import oracle
@@ -68,6 +69,20 @@ def test_one_graph_with_the_eager_result(name: str, compiler: str) -> None:
     compiled, eager = some_parameters(), some_parameters()
     norm = torch.compile(CALLS[name], fullgraph=True, backend=compiler)(compiled)
     assert_same(norm, CALLS[name](eager))
+    for a, b in zip(compiled, eager, strict=True):
+        assert_same(a.grad, b.grad)
+
+
+# inductor compiles what it makes with a C++ compiler: one call, because each takes seconds.
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor_gives_the_eager_result() -> None:
+    compiled, eager = some_parameters(), some_parameters()
+    norm = torch.compile(CALLS["default"], fullgraph=True)(compiled)
+    assert_same(norm, CALLS["default"](eager))
     for a, b in zip(compiled, eager, strict=True):
         assert_same(a.grad, b.grad)
 

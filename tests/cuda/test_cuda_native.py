@@ -79,6 +79,18 @@ def test_gradients_are_read_once_and_not_written_when_nothing_is_clipped(
         assert (traffic.read, traffic.written) == (2 * grad.nbytes, grad.nbytes)
 
 
+def test_parameter_norms_take_no_further_pass(emulated: Emulated) -> None:
+    grads = mixed_gradients()
+    for grad in grads:
+        emulated.watch(grad)
+    clipper = fastclip.GradClipper(parameters(grads), 1e9, backend="native")
+    clipper.clip_()
+    norms = clipper.parameter_norms
+    for actual, grad in zip(norms.tolist(), grads, strict=True):
+        assert oracle.is_norm(actual, oracle.total_norm([grad], 2.0), norms.dtype)
+        assert emulated.traffic(grad).read == grad.nbytes
+
+
 def test_a_limit_on_the_gpu_is_read_by_the_kernel(emulated: Emulated) -> None:
     grads = mixed_gradients()
     held = parameters(copies(grads))

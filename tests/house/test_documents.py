@@ -168,6 +168,31 @@ def test_the_readmes_ratios_on_a_gpu_are_those_that_were_measured() -> None:
     assert f"two launches: {split} against {fused.removesuffix(' us')} on GPT-2" in README
 
 
+def numbers(text: str) -> set[str]:
+    """Return the numbers in a text, without the commas between thousands."""
+    found = re.findall(r"(?<![\w.^-])\d[\d,]*(?:\.\d+)?(?![\w^])", text)
+    return {number.replace(",", "") for number in found}
+
+
+def section(text: str, heading: str) -> str:
+    """Return what stands under a heading of the second level."""
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_readmes_other_numbers_are_those_of_the_benchmarks() -> None:
+    page = read(DOCS / "benchmarks.md")
+    on_cpu = re.findall(r"^\| (.*), CPU(, other work.*)? \| (.*) \| (.*) \|$", README, re.MULTILINE)
+    assert len(on_cpu) == 2
+    for name, other_work, idle, due in on_cpu:
+        row = f"{name.replace('of 64', 'of 64 elements')}{other_work} | {idle} | {due} |"
+        assert f"\n| {row}\n" in page
+    where = section(page, "Where it does not win") + section(page, "On a GPU")
+    told = section(README, "Benchmarks")
+    assert len(numbers(told)) > 8
+    assert numbers(told) - numbers(where) == set()
+    assert numbers(told.replace("3.6 ms", "3.9 ms")) - numbers(where) == {"3.9"}
+
+
 # docs/.
 
 

@@ -19,18 +19,26 @@ OUTPUTS = {
     "amp.py": [f"step {n}: norm #, then a scale of #" for n in range(3)],
     "compiled.py": ["the norm was #, in one graph", "the norm of a compiled step was #"],
     "cuda_graphs.py": ["the norm was #", "and of gradients four times as large #"],
+    "ddp.py": ["the norm of both micro-batches was #"],
     "error_names_parameter.py": [
         "tensor(#)",
         "tensor(#) tensor([#, #])",
         "RuntimeError: ...; non-finite gradients: weight (4, 3)",
+    ],
+    "finetune.py": [
+        "the norm of the step was #",
+        "the norm of the step was #",
+        "of adapter.0.weight, adapter.1.weight",
     ],
     "fsdp2.py": ["the norm of all shards was #"],
     "gradclipper.py": [
         "the norm of the last step was #",
         "the largest of its parameters' norms was #, of 2.weight",
     ],
+    "meshes.py": ["the norm over both meshes was #", "and after the clip #"],
     "train_loop.py": ["nine of ten norms are at most #", "the norm of the last step was #"],
 }
+DISTRIBUTED = {"ddp.py", "fsdp2.py", "meshes.py"}
 NUMBER = re.compile(r"(?<![\w.])(?:\d+\.\d*|\d{3,}|nan)(?![\w.])")
 # Both print four decimal places, and each may round its norm the other way.
 TOLERANCE = 2e-4
@@ -60,7 +68,7 @@ def test_every_example_is_run() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(OUTPUTS))
 def test_example_says_what_stock_says(name: str, tmp_path: Path) -> None:
-    if name == "fsdp2.py" and not torch.distributed.is_available():
+    if name in DISTRIBUTED and not torch.distributed.is_available():
         pytest.skip("this torch is built without torch.distributed")
     lines = run(EXAMPLES / name, cwd=tmp_path)
     if name == "cuda_graphs.py" and not torch.cuda.is_available():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Iterable
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -54,6 +55,8 @@ def main() -> None:
     stock.__dict__.update(
         GradClipper=GradClipper,
         clip_grad_norm_=utils.clip_grad_norm_,
+        # torch multiplies DTensors of several meshes only one by one.
+        clip_grads_with_norm_=partial(utils.clip_grads_with_norm_, foreach=False),
         get_total_norm=utils.get_total_norm,
     )
     sys.modules["fastclip"] = stock
