@@ -12,6 +12,20 @@ import fastclip
 from fastclip.backends import NATIVE, REFERENCE, TRITON
 from fastclip.backends.base import Backend
 
+LONGEST = (
+    "triton/test_compiled_triton.py",
+    "cuda/test_compiled_code.py",
+    "cuda/test_cuda_kernels.py",
+    "distributed/test_dtensor.py",
+)
+"""Files that take longest: they run first, so that no process is left with one of them alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONGEST)))
+
 
 def _require(name: str | None) -> None:
     reasons = fastclip.backend_report()[name] if name else []

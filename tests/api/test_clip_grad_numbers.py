@@ -179,7 +179,9 @@ def test_clip_value_acts_as_in_torch(
     if not math.isnan(clip_value):
         for p, grad in zip(ours, grads, strict=True):
             assert p.grad is not None
-            assert oracle.equal(p.grad, oracle.clamped(grad, clip_value))
+            # Which of two zeros a clamp to 0 leaves depends on the vectors, in torch as well.
+            expected = oracle.clamped(grad, clip_value)
+            assert oracle.equal(p.grad, expected, any_zero=clip_value == 0)
 
 
 def test_clip_value_of_an_empty_list_returns_none(backend: str | None) -> None:

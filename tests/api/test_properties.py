@@ -270,7 +270,8 @@ def test_clamp_keeps_every_gradient_in_range(
     for gradient in expected_gradients:
         write(gradient, oracle.clamped(gradient, clip_value))
     for got, right in zip(buffers, expected, strict=True):
-        assert oracle.equal(got, oracle.values_of(right))
+        # A clip_value that rounds to 0 leaves either zero.
+        assert oracle.equal(got, oracle.values_of(right), any_zero=True)
 
 
 @pytest.mark.skipif(bool(NATIVE_REASONS), reason="needs the native backend")

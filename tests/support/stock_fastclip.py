@@ -1,6 +1,7 @@
-"""Run a program with torch's own clips in the place of fastclip's: what is its output then?
+"""Run programs with torch's own clips in the place of fastclip's: what is their output then?
 
-``python tests/support/stock_fastclip.py PROGRAM``. It never imports fastclip.
+``python tests/support/stock_fastclip.py PROGRAM...`` prints a line with each program's path, which
+begins with "== ", before the program's own lines. It never imports fastclip.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def main() -> None:
         get_total_norm=utils.get_total_norm,
     )
     sys.modules["fastclip"] = stock
-    runpy.run_path(sys.argv[1], run_name="__main__")
+    for program in sys.argv[1:]:
+        print(f"== {program}")
+        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":
