@@ -27,6 +27,7 @@ from .backends.request import (
     number_of,
     resolve,
 )
+from .distributed import clip_fully_sharded, has_shards, is_fully_sharded
 
 Parameters = Tensor | Iterable[Tensor]
 
@@ -49,7 +50,8 @@ def clip_grad_norm_(
 
     Args:
         parameters: a tensor or an iterable of tensors (anything with a ``.grad``), of any shapes,
-            float dtypes and devices, mixed as you like; walked once. ``.grad`` may be None.
+            float dtypes and devices, mixed as you like; walked once. ``.grad`` may be None. Or the
+            root FullyShardedDataParallel module, on every rank: its own ``clip_grad_norm_``.
         max_norm: the largest norm that the gradients keep, in the unit of the norm. As in torch,
             negative and NaN values are not refused.
         norm_type: the p of the p-norm: any float, or "inf".
@@ -72,8 +74,12 @@ def clip_grad_norm_(
             unknown class; or ``backend`` cannot run this.
         ValueError: ``backend`` is unknown, or contradicts ``foreach=False``.
     """
-    sources = _as_list(parameters, warn_if_empty=True)
     request = clip_request(max_norm, norm_type, error_if_nonfinite)
+    if type(parameters) is not list and is_fully_sharded(parameters):
+        if has_shards(parameters):
+            return clip_fully_sharded(parameters, request, backend, foreach)
+        parameters = parameters.parameters()
+    sources = _as_list(parameters, warn_if_empty=True)
 
     def clip(b: Backend) -> Norms:
         return b.gather(sources, PARAMETERS, foreach=foreach).clip(request)

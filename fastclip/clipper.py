@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
@@ -20,6 +20,7 @@ from .backends.base import (
 )
 from .backends.request import PARAMETERS, Norms, clip_request, number_of
 from .clip_grad import label_of
+from .clipper_state import ClipperState, check_dimension, checked_state
 
 NamedParameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -85,9 +86,7 @@ class GradClipper:
     @max_norm.setter
     def max_norm(self, max_norm: float | Tensor) -> None:
         if isinstance(max_norm, Tensor):
-            if max_norm.dim() != 0:
-                shape = tuple(max_norm.shape)
-                raise ValueError(f"GradClipper: max_norm must be 0-dim (got shape {shape})")
+            check_dimension(max_norm)
             self._max_norm: float | Tensor = max_norm
         else:
             self._max_norm = float(max_norm)
@@ -169,6 +168,43 @@ class GradClipper:
             "conversions) leaves a GradClipper that was made before with the old ones, and it "
             "clips nothing: make a new one"
         )
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what a checkpoint needs: the thresholds and the names, no parameter.
+
+        Returns:
+            "max_norm" (a float, or a copy of the 0-dim tensor), "norm_type", "error_if_nonfinite"
+            and "names" (a list). ``torch.load`` reads it by its default, ``weights_only=True``.
+        """
+        max_norm = self._max_norm
+        if isinstance(max_norm, Tensor):
+            max_norm = max_norm.detach().clone()
+        error_if_nonfinite = bool(self.error_if_nonfinite)
+        state = ClipperState(max_norm, self.norm_type, error_if_nonfinite, list(self.names))
+        return state._asdict()
+
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+        """Take the thresholds over that ``state_dict`` returned, of a clipper with the same names.
+
+        Where ``max_norm`` is a tensor it keeps its identity and device and gets the value, so that
+        a captured CUDA graph, or whoever else holds it, sees the change.
+
+        Raises:
+            ValueError: the names differ, or ``max_norm`` is a tensor that is not 0-dim.
+            KeyError: an entry is missing.
+            TypeError: an entry is of another type.
+
+        Whatever raises, nothing was changed.
+        """
+        state = checked_state(state_dict, self.names)
+        held, max_norm = self._max_norm, state.max_norm
+        if not isinstance(held, Tensor):
+            self.max_norm = max_norm.clone() if isinstance(max_norm, Tensor) else max_norm
+        else:
+            with torch.no_grad():
+                held.copy_(max_norm) if isinstance(max_norm, Tensor) else held.fill_(max_norm)
+        self.norm_type = state.norm_type
+        self.error_if_nonfinite = state.error_if_nonfinite
 
     def _forget(self) -> None:
         self._lists: dict[str, GradList] = {}

@@ -67,6 +67,7 @@ def run_demo(options: DemoOptions) -> int:
         The exit status: 0 if training without clipping failed and both clipped runs learned, 1 if
         not, 2 if something stands in the way (a package, the device, a folder, a setting).
     """
+    fastclip.unpatch_torch()  # "torch's clip" is to be torch's own
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     obstacle = _obstacle(options, name)
     if obstacle is not None:

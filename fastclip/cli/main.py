@@ -1,4 +1,4 @@
-"""The command line: ``fastclip doctor`` and ``fastclip demo``."""
+"""The command line: ``fastclip doctor``, ``fastclip demo`` and ``fastclip run``."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import fastclip
 
 from .demo import DEFAULT_STEPS, DemoOptions, run_demo
 from .doctor import run_doctor
+from .run import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record=options.json,
             )
         )
+    if options.command == "run":
+        return run_script(options.target, options.arguments, is_module=options.m, also=options.also)
     parser.print_help()
     return 0
 
@@ -59,6 +62,19 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("demo.png"), help="the chart; default %(default)s"
     )
     demo.add_argument("--json", type=Path, metavar="FILE", help="write every step's numbers here")
+    run = commands.add_parser(
+        "run", help="run a script whose trainer calls torch's clipping functions with fastclip's"
+    )
+    run.add_argument("-m", action="store_true", help="target is a module, as for python -m")
+    run.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that imported one of the functions by name; may be given several times",
+    )
+    run.add_argument("target", help="the script or, after -m, the module")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     return parser
 
 

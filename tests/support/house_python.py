@@ -14,6 +14,9 @@ RANK = {
     "fastclip.distributed": 2,
     "fastclip.clip_grad": 3,
     "fastclip.clipper": 3,
+    "fastclip.clipper_state": 3,
+    "fastclip.on_step": 3,
+    "fastclip.patch": 3,
     "fastclip.functional": 3,
     "fastclip.optim": 3,
     "fastclip.amp": 3,
@@ -22,7 +25,7 @@ RANK = {
     "fastclip": 4,
 }
 # These use only public names, and no room imports them.
-PROGRAMS = ("fastclip.__main__", "fastclip.cli")
+PROGRAMS = ("fastclip.__main__", "fastclip.cli", "fastclip.integrations")
 BACKENDS = ("fastclip.backends.native", "fastclip.backends.reference", "fastclip.backends.triton")
 # Names that Python itself gives every module.
 DUNDERS = {"__file__", "__name__"}
