@@ -128,7 +128,7 @@ $(DEMO_STAMP): $(TORCH_STAMP) $(SOURCES)
 	touch $@
 
 $(ALL_STAMP): $(TORCH_STAMP) $(SOURCES)
-	$(PIP_INSTALL) ".[bench,demo,lint,test]"
+	$(PIP_INSTALL) ".[bench,demo,lint,test,trainers]"
 	rm -f $(GPU_STAMPS)
 	touch $@ $(DEMO_STAMP)
 

@@ -1,0 +1,1 @@
+"""What other libraries need to clip with fastclip; each module imports its library."""

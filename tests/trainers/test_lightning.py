@@ -1,0 +1,152 @@
+"""Lightning, end to end on the CPU: training with fastclip equals training without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastclip
+
+lightning = pytest.importorskip("lightning", reason="needs lightning")
+
+from fastclip.integrations.lightning import GradClipCallback  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
+TOLERANCE = 1e-5
+"""Relative: stock's float32 norm and ours round differently, and 20 steps carry it on."""
+
+
+class Model(lightning.LightningModule):
+    def __init__(
+        self, kind: type[torch.optim.Optimizer] = torch.optim.SGD, **options: object
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+        )
+        self.kind, self.options = kind, options
+        self.losses: list[float] = []
+        self.gradient_norms: list[float] = []
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        (inputs,) = batch
+        loss = (self.layers(inputs) - inputs.sum(1, keepdim=True) * 10).square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def on_before_zero_grad(self, _: torch.optim.Optimizer) -> None:
+        grads = [p.grad.float() for p in self.parameters() if p.grad is not None]
+        if grads:
+            self.gradient_norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.kind(self.parameters(), lr=0.05, **self.options)  # pyright: ignore
+
+
+def batches() -> Iterator[torch.utils.data.DataLoader]:
+    generator = torch.Generator().manual_seed(1)
+    data = torch.utils.data.TensorDataset(torch.randn(80, 8, generator=generator))
+    return torch.utils.data.DataLoader(data, batch_size=4)  # pyright: ignore
+
+
+def fit(model: Model, **options: object) -> lightning.Trainer:
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,  # pyright: ignore
+    )
+    trainer.fit(model, batches())
+    return trainer
+
+
+@pytest.mark.parametrize("by", ("norm", "value"))
+@pytest.mark.parametrize("how", ("patch", "callback"))
+@pytest.mark.parametrize("precision", ("32-true", "bf16-mixed", "64-true"))
+def test_losses_are_those_of_stock(by: str, how: str, precision: str) -> None:
+    clip = {
+        "gradient_clip_val": 0.5,
+        "gradient_clip_algorithm": by,
+        "precision": precision,
+    }
+    stock = Model()
+    fit(stock, **clip)
+    ours = Model()
+    if how == "patch":
+        with fastclip.patch_torch():
+            fit(ours, **clip)
+    else:
+        fit(ours, callbacks=[GradClipCallback()], **clip)
+    assert len(ours.losses) == 20
+    assert ours.losses == pytest.approx(stock.losses, rel=TOLERANCE)
+    unclipped = Model()
+    fit(unclipped, precision=precision)
+    assert ours.losses != pytest.approx(unclipped.losses, rel=0.01), "nothing was clipped"
+
+
+def test_the_callback_logs_the_norm_and_the_share_of_clipped_steps() -> None:
+    logged: list[tuple[float, float]] = []
+
+    class Reads(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+            found = trainer.callback_metrics
+            logged.append((found["grad_norm"].item(), found["clip_ratio"].item()))
+
+    free = Model()
+    fit(free)
+    threshold = sorted(free.gradient_norms)[len(free.gradient_norms) // 2]
+    clip = GradClipCallback()
+    fit(Model(), gradient_clip_val=threshold, callbacks=[clip, Reads()])
+    norms = [norm for norm, _ in logged]
+    assert norms[0] == pytest.approx(free.gradient_norms[0], rel=TOLERANCE)
+    shares = [sum(n > threshold for n in norms[: i + 1]) / (i + 1) for i in range(len(norms))]
+    assert [ratio for _, ratio in logged] == pytest.approx(shares)
+    assert 0 < shares[-1] < 1
+    assert clip.total_norm is not None and clip.total_norm.item() == norms[-1]
+
+
+@pytest.mark.parametrize("has_inf", (False, True))
+def test_amp_with_a_fused_optimizer(has_inf: bool) -> None:
+    def trained(fused: bool, **options: object) -> Model:
+        model = Model(torch.optim.AdamW, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40 if has_inf else 2.0**10)
+        plugin = lightning.pytorch.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+        fit(model, gradient_clip_val=0.5, plugins=[plugin], **options)
+        return model
+
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        trained(True)
+    stock = trained(False)
+    ours = trained(True, callbacks=[GradClipCallback()])
+    assert ours.losses == pytest.approx(stock.losses, rel=1e-3)  # fused Adam rounds differently
+
+
+def test_the_plugin_gets_its_own_clips_back() -> None:
+    trainer = fit(Model(), gradient_clip_val=0.5, callbacks=[GradClipCallback()])
+    assert "clip_gradients" not in vars(trainer.precision_plugin)
+    assert "clip_grad_by_norm" not in vars(trainer.precision_plugin)
+
+
+@pytest.mark.parametrize("by", ("norm", "value"))
+def test_fabric(by: str) -> None:
+    def clipped() -> list[Tensor]:
+        fabric = lightning.Fabric(accelerator="cpu", devices=1)
+        model = Model()
+        wrapped, optimizer = fabric.setup(model.layers, torch.optim.SGD(model.parameters(), 0.1))
+        fabric.backward(wrapped(torch.ones(4, 8)).square().sum() * 100)
+        bounds = {"max_norm": 0.5} if by == "norm" else {"clip_val": 0.01}
+        fabric.clip_gradients(wrapped, optimizer, **bounds)
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    stock = clipped()
+    with fastclip.patch_torch():
+        ours = clipped()
+    for a, b in zip(ours, stock, strict=True):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=0)
