@@ -17,6 +17,7 @@ NEEDS_A_GPU = "examples/cuda_graphs.py needs a GPU, and torch sees none here."
 # Each example by its lines, with "#" where a number stands.
 OUTPUTS = {
     "amp.py": [f"step {n}: norm #, then a scale of #" for n in range(3)],
+    "checkpoint.py": ["the norm was #", "and after the clip #"],
     "compiled.py": ["the norm was #, in one graph", "the norm of a compiled step was #"],
     "cuda_graphs.py": ["the norm was #", "and of gradients four times as large #"],
     "ddp.py": ["the norm of both micro-batches was #"],
@@ -36,6 +37,8 @@ OUTPUTS = {
         "the largest of its parameters' norms was #, of 2.weight",
     ],
     "meshes.py": ["the norm over both meshes was #", "and after the clip #"],
+    "on_step.py": ["the norm of the step was #", "the gradients' norm is now #"],
+    "patch_torch.py": ["the norm of the trainer's step was #"],
     "train_loop.py": ["nine of ten norms are at most #", "the norm of the last step was #"],
 }
 DISTRIBUTED = {"ddp.py", "fsdp2.py", "meshes.py"}

@@ -40,6 +40,12 @@ class GradClipper:
             self._named.values(), self._max_norm, error_if_nonfinite=self._error_if_nonfinite
         )
 
+    def state_dict(self) -> dict[str, float]:
+        return {"max_norm": self._max_norm}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._max_norm = state["max_norm"]
+
     def _look(self, grads: list[Tensor]) -> None:
         self.parameter_norms = torch.stack([g.norm() for g in grads])
         bad = [
@@ -51,6 +57,21 @@ class GradClipper:
             raise RuntimeError(f"...; non-finite gradients: {', '.join(bad)}")
 
 
+class StepClip:
+    """What ``fastclip.clip_on_step`` returns, in torch's words."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        self._max_norm = max_norm
+        self._hook = optimizer.register_step_pre_hook(self._clip)
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        self.total_norm = utils.clip_grad_norm_(held, self._max_norm)
+
+    def remove(self) -> None:
+        self._hook.remove()
+
+
 def main() -> None:
     stock = ModuleType("fastclip")
     stock.__dict__.update(
@@ -58,7 +79,9 @@ def main() -> None:
         clip_grad_norm_=utils.clip_grad_norm_,
         # torch multiplies DTensors of several meshes only one by one.
         clip_grads_with_norm_=partial(utils.clip_grads_with_norm_, foreach=False),
+        clip_on_step=StepClip,
         get_total_norm=utils.get_total_norm,
+        patch_torch=lambda: None,
     )
     sys.modules["fastclip"] = stock
     for program in sys.argv[1:]:
