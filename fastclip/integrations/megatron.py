@@ -1,4 +1,4 @@
-"""Megatron-LM: the functions that its ``core/optimizer/clip_grads.py`` takes from elsewhere.
+"""Megatron-LM: the functions that ``megatron.core.optimizer.clip_grads`` takes from elsewhere.
 
 They have the calling convention of apex's ``amp_C``, which that module expects of whoever is
 installed. ``switch()`` assigns them there, and all of Megatron's optimizers clip with fastclip.
@@ -92,7 +92,7 @@ multi_tensor_scale_tensor_impl = multi_tensor_scale_impl
 
 
 def switch(module: ModuleType | None = None) -> list[str]:
-    """Assign the functions to the globals of Megatron's clip_grads.py, those that it has.
+    """Assign the functions to those globals of Megatron's module that it has.
 
     Args:
         module: another module that has such globals; None takes

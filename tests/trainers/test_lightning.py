@@ -10,9 +10,12 @@ from torch import Tensor
 
 import fastclip
 
-lightning = pytest.importorskip("lightning", reason="needs lightning")
+pytest.importorskip("lightning", reason="needs lightning")
 
-from fastclip.integrations.lightning import GradClipCallback  # noqa: E402
+import lightning
+from lightning.pytorch.plugins import MixedPrecision
+
+from fastclip.integrations.lightning import GradClipCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 TOLERANCE = 1e-5
@@ -38,7 +41,7 @@ class Model(lightning.LightningModule):
         self.losses.append(loss.item())
         return loss
 
-    def on_before_zero_grad(self, _: torch.optim.Optimizer) -> None:
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         grads = [p.grad.float() for p in self.parameters() if p.grad is not None]
         if grads:
             self.gradient_norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
@@ -95,7 +98,13 @@ def test_the_callback_logs_the_norm_and_the_share_of_clipped_steps() -> None:
     logged: list[tuple[float, float]] = []
 
     class Reads(lightning.Callback):
-        def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        def on_train_batch_end(
+            self,
+            trainer: lightning.Trainer,
+            pl_module: lightning.LightningModule,  # noqa: ARG002
+            *_: object,
+            **__: object,
+        ) -> None:
             found = trainer.callback_metrics
             logged.append((found["grad_norm"].item(), found["clip_ratio"].item()))
 
@@ -117,7 +126,7 @@ def test_amp_with_a_fused_optimizer(has_inf: bool) -> None:
     def trained(fused: bool, **options: object) -> Model:
         model = Model(torch.optim.AdamW, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40 if has_inf else 2.0**10)
-        plugin = lightning.pytorch.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
         fit(model, gradient_clip_val=0.5, plugins=[plugin], **options)
         return model
 
@@ -141,8 +150,10 @@ def test_fabric(by: str) -> None:
         model = Model()
         wrapped, optimizer = fabric.setup(model.layers, torch.optim.SGD(model.parameters(), 0.1))
         fabric.backward(wrapped(torch.ones(4, 8)).square().sum() * 100)
-        bounds = {"max_norm": 0.5} if by == "norm" else {"clip_val": 0.01}
-        fabric.clip_gradients(wrapped, optimizer, **bounds)
+        if by == "norm":
+            fabric.clip_gradients(wrapped, optimizer, max_norm=0.5)
+        else:
+            fabric.clip_gradients(wrapped, optimizer, clip_val=0.01)
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     stock = clipped()

@@ -1,4 +1,4 @@
-"""Megatron's clip_grads.py from its package, with fastclip's functions assigned to its globals."""
+"""Megatron's own clip from its package, with fastclip's functions assigned to its globals."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "torch", OnTheCpu("torch"))
     for name in NAMES:
         monkeypatch.setattr(clip_grads, name, getattr(clip_grads, name))
-    store = dist.HashStore()
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
