@@ -180,7 +180,8 @@ class GradClipper:
         if isinstance(max_norm, Tensor):
             max_norm = max_norm.detach().clone()
         error_if_nonfinite = bool(self.error_if_nonfinite)
-        state = ClipperState(max_norm, self.norm_type, error_if_nonfinite, list(self.names))
+        norm_type = number_of(self.norm_type)
+        state = ClipperState(max_norm, norm_type, error_if_nonfinite, list(self.names))
         return state._asdict()
 
     def load_state_dict(self, state_dict: Mapping[str, object]) -> None:

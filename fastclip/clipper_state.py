@@ -40,6 +40,10 @@ def checked_state(state_dict: Mapping[str, object], names: Sequence[str]) -> Cli
     check_dimension(max_norm)
     if not isinstance(norm_type, (int, float)):
         raise TypeError(f"GradClipper: norm_type must be a number (got {_kind(norm_type)})")
+    if not isinstance(error_if_nonfinite, bool):
+        raise TypeError(
+            f"GradClipper: error_if_nonfinite must be a bool (got {_kind(error_if_nonfinite)})"
+        )
     return ClipperState(max_norm, float(norm_type), bool(error_if_nonfinite), list(given))
 
 

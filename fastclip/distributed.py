@@ -63,13 +63,19 @@ def clip_fully_sharded(
 
     Returns:
         The norm before clipping: 0-dim, float32, or float64 if a gradient is; on the module's
-        device, or on the CPU where it offloads its parameters. The same on every rank.
+        device, or on the CPU where it offloads its parameters. The same on every rank, if the
+        parameters that FSDP does not manage have the same gradients there.
 
     Raises:
-        RuntimeError: as ``clip_grad_norm_``, a norm that is not finite on every rank alike.
+        RuntimeError: as ``clip_grad_norm_``; a norm that is not finite raises on every rank.
     """
     check_backend("clip_grad_norm_", backend, foreach)
     if not request.norm_type > 0:
+        if request.error_if_nonfinite:
+            raise RuntimeError(
+                "clip_grad_norm_: norm_type must be above 0 for an FSDP module with "
+                f"error_if_nonfinite (got {request.norm_type})"
+            )
         return module.clip_grad_norm_(number_of(request.max_norm), request.norm_type)
     sharded, whole = _parameters(module)
 
@@ -81,10 +87,11 @@ def clip_fully_sharded(
         return dispatch("clip_grad_norm_", backend, foreach, lambda b: reduced(b, sources))
 
     parts = [reduce(sharded), reduce(whole)]
-    total = _total(module, parts[0][1], parts[1][1])
     dtype = torch.promote_types(parts[0][1].dtype, parts[1][1].dtype)
+    total, is_finite = _total(module, parts[0][1], parts[1][1], dtype)
     total_norm = roots(total, request.norm_type).to(dtype)
-    if request.error_if_nonfinite and not bool(torch.isfinite(total_norm)):
+    # What every rank holds whole may differ: ranks that decided for themselves would part here.
+    if request.error_if_nonfinite and not bool(is_finite):
         _raise_nonfinite(module, request, parts, sharded, whole)
     for grads, _ in parts:
         grads.scale(Coefficient(request.max_norm, total_norm))
@@ -102,21 +109,39 @@ def _parameters(module: FullyShardedDataParallel) -> tuple[list[Tensor], list[Te
     return list(sharded), list(whole)
 
 
-def _total(module: FullyShardedDataParallel, sharded: Sums, whole: Sums) -> Tensor:
-    """Add the sums of all ranks: 0-dim, float64."""
-    total = sharded.total.to(module.compute_device, torch.float64)
-    rest = whole.total.to(module.compute_device, torch.float64)
+def _total(
+    module: FullyShardedDataParallel, sharded: Sums, whole: Sums, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Add the sums of all ranks: 0-dim, float64.
+
+    Returns:
+        The total, and whether every rank's part of it is finite: the same on every rank.
+    """
+    device = module.compute_device or torch.device("cpu")
+    total, rest = _on_device(sharded, device), _on_device(whole, device)
+    is_odd = (~torch.isfinite(rest)).double()
     if math.isinf(sharded.norm_type):
         # A maximum over ranks may lose NaN: it goes as a flag.
         is_nan = torch.isnan(total)
-        vector = torch.stack([torch.where(is_nan, 0.0, total), is_nan.double()])
+        vector = torch.stack([torch.where(is_nan, 0.0, total), is_nan.double(), is_odd])
         dist.all_reduce(vector, op=dist.ReduceOp.MAX, group=module.process_group)
-        total = torch.maximum(torch.where(vector[1] > 0, math.nan, vector[0]), rest)
+        shared = torch.where(vector[1] > 0, math.nan, vector[0])
+        total = torch.maximum(shared, rest)
     else:
-        total = total.clone()
-        dist.all_reduce(total, group=module.process_group)
-        total = total + rest
-    return total.cpu() if module.cpu_offload.offload_params else total
+        vector = torch.stack([total, is_odd])
+        dist.all_reduce(vector, group=module.process_group)
+        shared = vector[0]
+        total = shared + rest
+    shards_norm = roots(shared, sharded.norm_type).to(dtype)
+    is_finite = torch.isfinite(shards_norm) & (vector[-1] == 0)
+    return (total.cpu() if module.cpu_offload.offload_params else total), is_finite
+
+
+def _on_device(sums: Sums, device: torch.device) -> Tensor:
+    """Return a total on a device; without gradients no copy is made, which would wait for it."""
+    if not sums.parts:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return sums.total.to(device, torch.float64)
 
 
 def _raise_nonfinite(
@@ -126,11 +151,7 @@ def _raise_nonfinite(
     *sources: list[Tensor],
 ) -> NoReturn:
     names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
-    labels = list(_labels(parts, sources, names))
-    found = torch.tensor(float(bool(labels)), device=module.compute_device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=module.process_group)
-    if not labels and found.item() > 0:
-        labels = ["on other ranks"]
+    labels = list(_labels(parts, sources, names)) or ["none on this rank"]
     raise RuntimeError(nonfinite_message(request.norm_type, labels))
 
 

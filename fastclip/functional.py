@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import dispatch
+from .backends import check_backend, dispatch
 from .backends.base import Backend
 from .backends.request import READ_ONLY, TENSORS, clip_request, number_of
 
@@ -33,6 +33,7 @@ def get_tensor_norms(
         ValueError: ``backend`` is unknown.
     """
     sources = list(tensors)
+    check_backend("get_tensor_norms", backend, None)
     if not sources:
         return torch.tensor(0.0), torch.zeros(0)
     request = clip_request(math.inf, norm_type, writes=False, keeps_norms=True)
@@ -64,15 +65,9 @@ def scale_tensors_(
     Nothing is written for a number of 1, and for a tensor that holds 1.
     """
     sources = list(tensors)
-    if not sources:
-        return
-    by, inv_scale = _factor_of(factor, sources[0].device)
-    dispatch(
-        "scale_tensors_",
-        backend,
-        None,
-        lambda b: b.gather(sources, TENSORS).scale(by, inv_scale=inv_scale),
-    )
+    check_backend("scale_tensors_", backend, None)
+    for by, inv_scale in _factors_of(factor, sources):
+        _scale(sources, by, inv_scale, backend)
 
 
 def scale_tensors_into(
@@ -94,28 +89,52 @@ def scale_tensors_into(
         ValueError: ``backend`` is unknown, or a target does not fit its tensor.
     """
     sources = list(tensors)
-    if not sources:
+    check_backend("scale_tensors_into", backend, None)
+    factors = _factors_of(factor, sources)
+    if not factors:
         return
-    by, inv_scale = _factor_of(factor, sources[0].device)
+    by, inv_scale = factors[0]
     dispatch(
         "scale_tensors_into",
         backend,
         None,
         lambda b: b.gather(sources, TENSORS).scale_into(targets, by, inv_scale=inv_scale),
     )
+    for more, power in factors[1:]:
+        _scale(list(targets), more, power, backend)
 
 
-def _factor_of(factor: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
-    """Split a factor into one that is at most 1, and one that may be more: see ``GradList.scale``.
+def _scale(sources: list[Tensor], by: float, inv_scale: Tensor | None, backend: str | None) -> None:
+    dispatch(
+        "scale_tensors_",
+        backend,
+        None,
+        lambda b: b.gather(sources, TENSORS).scale(by, inv_scale=inv_scale),
+    )
+
+
+def _factors_of(
+    factor: float | Tensor, sources: Sequence[Tensor]
+) -> list[tuple[float, Tensor | None]]:
+    """Split a factor for ``GradList.scale``: pairs of a number up to 1, and a power of two.
 
     A list writes nothing for a factor of 1 or more, because a clip never enlarges.
     """
+    if not sources:
+        return []
+    device = sources[0].device
     if isinstance(factor, Tensor):
-        return 1.0, factor.detach().to(device, torch.float32).reshape(())
+        return [(1.0, factor.detach().to(device, torch.float32).reshape(()))]
     number = number_of(factor)
-    if not 1 < number < math.inf:
-        if number == math.inf:
-            return 1.0, torch.tensor(number, dtype=torch.float32, device=device)
-        return number, None
-    mantissa, exponent = math.frexp(number)  # a power of two loses nothing in float32
-    return mantissa, torch.tensor(2.0**exponent, dtype=torch.float32, device=device)
+    if not number > 1:
+        return [(number, None)]
+    if math.isinf(number):
+        return [(1.0, torch.full((), number, dtype=torch.float32, device=device))]
+    mantissa, exponent = math.frexp(number)
+    factors: list[tuple[float, Tensor | None]] = []
+    while exponent > 0 or not factors:  # a power of two loses nothing, up to float32's largest
+        step = min(exponent, 127)
+        power = torch.full((), 2.0**step, dtype=torch.float32, device=device)
+        factors.append((1.0 if factors else mantissa, power))
+        exponent -= step
+    return factors

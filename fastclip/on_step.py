@@ -66,8 +66,12 @@ class StepClip:
         max_norm = self.max_norm
         # GradScaler.step leaves an optimizer that unscales by itself the loss scale here.
         grad_scale = getattr(optimizer, "grad_scale", None)
+        if "grad_scaler" in kwargs:
+            raise RuntimeError(
+                "clip_on_step: step must not unscale by a grad_scaler of its own (got one)"
+            )
         if grad_scale is not None:
-            max_norm = max_norm * grad_scale.to(torch.float32)
+            max_norm = max_norm * grad_scale
         total_norm = clip_grad_norm_(
             parameters,
             max_norm,
@@ -141,7 +145,9 @@ def clip_on_step(
 
 def _unwrapped(optimizer: object) -> Optimizer:
     """Return torch's optimizer, also of a wrapper that holds it (accelerate's does)."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = getattr(optimizer, "optimizer", None)
+    if not isinstance(inner, Optimizer):
+        inner = optimizer
     if not isinstance(inner, Optimizer):
         kind = type(optimizer).__name__
         raise TypeError(f"clip_on_step: optimizer must be a torch.optim.Optimizer (got {kind})")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 from types import FunctionType, ModuleType, SimpleNamespace, TracebackType
 from typing import NamedTuple
 
 import torch.nn.utils
 
+from .backends.base import warn
 from .clip_grad import (
     clip_grad_norm,
     clip_grad_norm_,
@@ -90,20 +90,7 @@ class Patched:
         A name that holds another function than fastclip's by now was replaced by someone else
         since: it is left as it is, and a RuntimeWarning says so.
         """
-        with _STATE.lock:
-            foreign = _give_back(self.replaced)
-            self.replaced = []
-            if self in _STATE.active:
-                _STATE.active.remove(self)
-            if not _STATE.active:
-                _name_stock(HOMES[1], "{}")
-        for each in foreign:
-            warnings.warn(
-                f"unpatch_torch: {each.module.__name__}.{each.name} was replaced again after "
-                "patch_torch, and is left as it is",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        _warn_of(_restore([self]))
 
     def __enter__(self) -> Patched:
         return self
@@ -129,6 +116,8 @@ class _State:
         self.lock = threading.RLock()
         self.active: list[Patched] = []
         self.owner: threading.Thread | None = None
+        # torch's functions that pickle finds elsewhere, with their own module and name.
+        self.named: list[tuple[FunctionType, tuple[str, str]]] = []
         # What stands under torch's names without us, by id(), with our function for it.
         self.theirs = {id(theirs): (theirs, OURS[name]) for name, theirs in vars(stock).items()}
 
@@ -165,7 +154,8 @@ def patch_torch(modules: Iterable[ModuleType | str] = ()) -> Patched:
     others = [_module(each) for each in ([modules] if isinstance(modules, str) else modules)]
     with _STATE.lock:
         owner = _STATE.owner
-        if _STATE.active and owner is not None and owner is not threading.current_thread():
+        is_other = owner is not None and owner is not threading.current_thread()
+        if _STATE.active and owner is not None and is_other and owner.is_alive():
             raise RuntimeError(
                 f"patch_torch: thread {owner.name!r} has patched torch already; one thread must "
                 "patch for all (call unpatch_torch first to start anew)"
@@ -183,15 +173,15 @@ def patch_torch(modules: Iterable[ModuleType | str] = ()) -> Patched:
         patched = Patched(replaced)
         _STATE.active.append(patched)
         _STATE.owner = threading.current_thread()
-        _name_stock(__name__, "stock.{}")
+        _name_stock()
     return patched
 
 
 def unpatch_torch() -> None:
     """Give every name that ``patch_torch`` replaced back what it held; without one, do nothing."""
     with _STATE.lock:
-        for patched in reversed(list(_STATE.active)):
-            patched.restore()
+        foreign = _restore(list(reversed(_STATE.active)))
+    _warn_of(foreign)
 
 
 def _module(module: ModuleType | str) -> ModuleType:
@@ -235,12 +225,38 @@ def _holds_ours(module: ModuleType) -> bool:
     return any(value is ours for value in vars(module).values() for ours in OURS.values())
 
 
-def _name_stock(module: str, name: str) -> None:
-    """Tell pickle where it finds torch's own functions."""
-    for each, function in vars(stock).items():
-        if isinstance(function, FunctionType):
-            function.__module__ = module
-            function.__qualname__ = name.format(each)
+def _restore(patches: Iterable[Patched]) -> list[Replaced]:
+    """Give back what some calls replaced; return the names that hold something else by now."""
+    foreign = []
+    with _STATE.lock:
+        for patched in patches:
+            foreign += _give_back(patched.replaced)
+            patched.replaced = []
+            if patched in _STATE.active:
+                _STATE.active.remove(patched)
+        if not _STATE.active:
+            for function, (module, name) in _STATE.named:
+                function.__module__, function.__qualname__ = module, name
+            _STATE.named.clear()
+    return foreign
+
+
+def _warn_of(foreign: Iterable[Replaced]) -> None:
+    names = [f"{each.module.__name__}.{each.name}" for each in foreign]
+    if names:
+        warn(
+            f"unpatch_torch: {', '.join(names)} was replaced again after patch_torch, and is left "
+            "as it is"
+        )
+
+
+def _name_stock() -> None:
+    """Tell pickle where it finds torch's own functions, until ``_restore``."""
+    for name, function in vars(stock).items():
+        place = (function.__module__, function.__qualname__)
+        if isinstance(function, FunctionType) and place == (HOMES[1], name):
+            _STATE.named.append((function, place))
+            function.__module__, function.__qualname__ = __name__, f"stock.{name}"
 
 
 def _write(replaced: list[Replaced]) -> None:

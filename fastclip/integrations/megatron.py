@@ -76,8 +76,8 @@ def multi_tensor_scale_impl(
         chunk_size: not used.
         noop_flag: not written. amp_C sets it where a tensor is not finite; Megatron's clip passes a
             buffer that it never reads.
-        tensor_lists: the tensors and, in the same order, their targets; the same list twice
-            scales in place.
+        tensor_lists: the tensors and, in the same order, their targets, of the same dtypes and
+            strides; the same list twice scales in place.
         scale: a number, or a tensor of one element on the device.
     """
     tensors, targets = tensor_lists

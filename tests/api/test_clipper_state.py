@@ -76,6 +76,7 @@ def test_the_state_is_no_alias() -> None:
         ({"max_norm": "1"}, TypeError, r"max_norm must be a number or a tensor \(got str\)"),
         ({"max_norm": torch.ones(2)}, ValueError, r"max_norm must be 0-dim \(got shape \(2,\)\)"),
         ({"norm_type": None}, TypeError, r"norm_type must be a number \(got NoneType\)"),
+        ({"error_if_nonfinite": "no"}, TypeError, r"must be a bool \(got str\)"),
         ({"missing": "norm_type"}, KeyError, "norm_type"),
         ({"missing": "error_if_nonfinite"}, KeyError, "error_if_nonfinite"),
     ],

@@ -54,6 +54,19 @@ def test_products(backend: str | None, factor: float, is_tensor: bool) -> None:
         assert torch.equal(source, old)
 
 
+@pytest.mark.parametrize(
+    ("value", "factor"), [(1e-38, 2e38), (1e-30, 2.0**127), (1e-200, 1e300), (1e-300, 1.5e308)]
+)
+def test_factors_beyond_float32s_range(backend: str | None, value: float, factor: float) -> None:
+    dtype = torch.float32 if value > 1e-45 else torch.float64
+    tensor, target = torch.full((3,), value, dtype=dtype), torch.zeros(3, dtype=dtype)
+    expected = tensor.double() * factor
+    fastclip.scale_tensors_into([target], [tensor], factor, backend=backend)
+    fastclip.scale_tensors_([tensor], factor, backend=backend)
+    torch.testing.assert_close(tensor.double(), expected, rtol=2.0**-23, atol=0)
+    assert torch.equal(target, tensor)
+
+
 def test_without_tensors() -> None:
     total_norm, norms = fastclip.get_tensor_norms([])
     assert total_norm.item() == 0 and norms.shape == (0,)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -318,3 +319,30 @@ def test_bfloat16_norms_say_whose_function_ran() -> None:
     assert bfloat16_norm(torch.nn.utils.clip_grad_norm_) == torch.bfloat16
     with fastclip.patch_torch():
         assert bfloat16_norm(torch.nn.utils.clip_grad_norm_) == torch.float32
+
+
+def test_warnings_that_are_errors_leave_nothing_patched() -> None:
+    fastclip.patch_torch()
+    utils.clip_grad_norm_ = print  # pyright: ignore
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(RuntimeWarning, match="was replaced again"):
+                fastclip.unpatch_torch()
+    finally:
+        utils.clip_grad_norm_ = STOCK[utils]["clip_grad_norm_"]  # pyright: ignore
+    assert held() == STOCK
+
+
+def test_a_thread_that_has_ended_owns_nothing() -> None:
+    in_thread(lambda: print(fastclip.patch_torch()))
+    assert held() == NAMES
+    with fastclip.patch_torch():
+        assert held() == NAMES
+
+
+def test_names_of_stock_functions_come_back() -> None:
+    places = [(f.__module__, f.__qualname__) for f in STOCK[clip_grad].values()]
+    with fastclip.patch_torch():
+        pass
+    assert [(f.__module__, f.__qualname__) for f in STOCK[clip_grad].values()] == places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ NORMS = """
 import sys
 import torch
 from torch.nn.utils import clip_grad_norm_
+
+def whose():
+    return clip_grad_norm_.__module__
 
 def dtype():
     parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
@@ -29,7 +33,7 @@ SPAWNS = f"""{NORMS}
 import multiprocessing as mp
 
 def child(queue):
-    queue.put(str(dtype()))
+    queue.put(whose())
 
 def parent(queue):
     process = mp.get_context("spawn").Process(target=child, args=(queue,))
@@ -76,22 +80,38 @@ def test_a_module(folder: Path) -> None:
 
 
 def test_a_module_that_imported_by_name(folder: Path) -> None:
+    # Python itself imports the module before the command does, as it does with plugins.
     (folder / "scripts" / "trainer.py").write_text(NORMS)
-    script = "import trainer\nprint(trainer.dtype())"
-    # Imported before the patch, as a plugin that is loaded when Python starts would be.
-    (folder / "scripts" / "late.py").write_text(script)
-    done = run("--also", "trainer", "-m", "late", cwd=folder / "scripts")
-    assert done.stdout == "torch.float32\n", done.stderr
+    (folder / "scripts" / "sitecustomize.py").write_text("import trainer")
+    (folder / "late.py").write_text("import trainer\nprint(trainer.whose())")
+    environ = {**os.environ, "PYTHONPATH": str(folder / "scripts")}
+    for also, module in (((), "fastclip.patch"), (("--also", "trainer"), "fastclip.clip_grad")):
+        done = subprocess.run(
+            [sys.executable, "-m", "fastclip", "run", *also, "late.py"],
+            cwd=folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == f"{module}\n", done.stderr
+
+
+def test_also_finds_a_module_beside_the_script(folder: Path) -> None:
+    (folder / "scripts" / "trainer.py").write_text(NORMS)
+    (folder / "scripts" / "late.py").write_text("import trainer\nprint(trainer.whose())")
+    done = run("--also", "trainer", "scripts/late.py", cwd=folder)
+    assert done.stdout == "fastclip.clip_grad\n", done.stderr
 
 
 def test_processes_that_are_spawned_clip_with_fastclip(folder: Path) -> None:
     (folder / "spawn.py").write_text(SPAWNS)
     done = run("spawn.py", cwd=folder)
-    assert done.stdout == "torch.float32\ntorch.float32\n", done.stderr
+    assert done.stdout == "fastclip.clip_grad\n" * 2, done.stderr
     plain = subprocess.run(
         [sys.executable, "spawn.py"], cwd=folder, capture_output=True, text=True, check=True
     )
-    assert plain.stdout == "torch.bfloat16\ntorch.bfloat16\n"
+    assert plain.stdout == "torch.nn.utils.clip_grad\n" * 2
 
 
 def test_torchrun_starts_it(folder: Path) -> None:

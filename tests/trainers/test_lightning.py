@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import fastclip
 pytest.importorskip("lightning", reason="needs lightning")
 
 import lightning
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from fastclip.integrations.lightning import GradClipCallback
 
@@ -34,11 +36,13 @@ class Model(lightning.LightningModule):
         self.kind, self.options = kind, options
         self.losses: list[float] = []
         self.gradient_norms: list[float] = []
+        self.weights: list[float] = []
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
         (inputs,) = batch
         loss = (self.layers(inputs) - inputs.sum(1, keepdim=True) * 10).square().mean()
         self.losses.append(loss.item())
+        self.weights.append(sum(p.double().sum().item() for p in self.parameters()))
         return loss
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
@@ -70,6 +74,15 @@ def fit(model: Model, **options: object) -> lightning.Trainer:
     return trainer
 
 
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """Record the calls of fastclip's functions, by the ranges that a profiler sees."""
+    calls: list[str] = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield calls
+    calls += [e.name for e in profile.events() or () if e.name.startswith("fastclip::")]
+
+
 @pytest.mark.parametrize("by", ("norm", "value"))
 @pytest.mark.parametrize("how", ("patch", "callback"))
 @pytest.mark.parametrize("precision", ("32-true", "bf16-mixed", "64-true"))
@@ -82,11 +95,13 @@ def test_losses_are_those_of_stock(by: str, how: str, precision: str) -> None:
     stock = Model()
     fit(stock, **clip)
     ours = Model()
-    if how == "patch":
-        with fastclip.patch_torch():
-            fit(ours, **clip)
-    else:
-        fit(ours, callbacks=[GradClipCallback()], **clip)
+    with counted() as calls:
+        if how == "patch":
+            with fastclip.patch_torch():
+                fit(ours, **clip)
+        else:
+            fit(ours, callbacks=[GradClipCallback()], **clip)
+    assert len(calls) == 20, "fastclip did not clip"
     assert len(ours.losses) == 20
     assert ours.losses == pytest.approx(stock.losses, rel=TOLERANCE)
     unclipped = Model()
@@ -125,7 +140,7 @@ def test_the_callback_logs_the_norm_and_the_share_of_clipped_steps() -> None:
 def test_amp_with_a_fused_optimizer(has_inf: bool) -> None:
     def trained(fused: bool, **options: object) -> Model:
         model = Model(torch.optim.AdamW, fused=fused)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40 if has_inf else 2.0**10)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15 if has_inf else 2.0**7)
         plugin = MixedPrecision("16-mixed", "cpu", scaler)
         fit(model, gradient_clip_val=0.5, plugins=[plugin], **options)
         return model
@@ -135,6 +150,8 @@ def test_amp_with_a_fused_optimizer(has_inf: bool) -> None:
     stock = trained(False)
     ours = trained(True, callbacks=[GradClipCallback()])
     assert ours.losses == pytest.approx(stock.losses, rel=1e-3)  # fused Adam rounds differently
+    skipped = [a == b for a, b in zip(ours.weights, ours.weights[1:], strict=False)]
+    assert any(skipped) == has_inf and not all(skipped)
 
 
 def test_the_plugin_gets_its_own_clips_back() -> None:
@@ -157,7 +174,60 @@ def test_fabric(by: str) -> None:
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     stock = clipped()
-    with fastclip.patch_torch():
+    with counted() as calls, fastclip.patch_torch():
         ours = clipped()
+    assert len(calls) == 1, "fastclip did not clip"
     for a, b in zip(ours, stock, strict=True):
         torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=0)
+
+
+class Manual(Model):
+    def __init__(self, **options: object) -> None:
+        super().__init__(torch.optim.SGD, **options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.zero_grad()
+        loss = super().training_step(batch)
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, 0.5, "norm")  # pyright: ignore
+        optimizer.step()
+        return loss
+
+
+def test_manual_optimization_with_a_fused_optimizer() -> None:
+    def trained(model: Model, **options: object) -> list[float]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+        fit(model, plugins=[MixedPrecision("16-mixed", "cpu", scaler)], **options)
+        return model.losses
+
+    automatic = trained(Model(), gradient_clip_val=0.5)
+    ours = trained(Manual(fused=True), callbacks=[GradClipCallback()])
+    assert ours == pytest.approx(automatic, rel=1e-3)
+
+
+def test_a_callback_serves_another_trainer_after_an_exception() -> None:
+    class Fails(Model):
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            if len(self.losses) == 3:
+                raise ZeroDivisionError
+            return super().training_step(batch)
+
+    clip = GradClipCallback()
+    with pytest.raises(ZeroDivisionError):
+        fit(Fails(), gradient_clip_val=0.5, callbacks=[clip])
+    with counted() as calls:
+        fit(Model(), gradient_clip_val=0.5, callbacks=[clip])
+    assert len(calls) == 20
+
+
+def test_plugins_that_clip_by_themselves_and_second_callbacks_are_refused() -> None:
+    class Own(Precision):
+        def clip_grad_by_norm(self, *_: object) -> None: ...  # pyright: ignore
+
+    with pytest.raises(RuntimeError, match=r"got Own, which has clips of its own"):
+        fit(Model(), plugins=[Own()], callbacks=[GradClipCallback()])
+    with pytest.raises(RuntimeError, match="another does already"):
+        fit(Model(), callbacks=[GradClipCallback(), GradClipCallback()])
