@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed
+from ranks import run_ranks
 from source_tree import SUPPORT
 
 import fastclip
 from fastclip import distributed
 
-SECONDS = 300
 CHECKS = ["method's result", "known norm", "bfloat16", "not finite", "ignored", "refused"]
 
 
@@ -24,24 +22,11 @@ CHECKS = ["method's result", "known norm", "bfloat16", "not finite", "ignored", 
 )
 @pytest.mark.parametrize("world_size", (2, 3))
 def test_a_root_module_is_clipped_as_by_its_own_method(world_size: int, tmp_path: Path) -> None:
-    command = [sys.executable, str(SUPPORT / "fsdp_worker.py")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [process.communicate(timeout=SECONDS)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, "\n".join(outputs)
-        assert output.splitlines() == CHECKS, "\n".join(outputs)
+    outputs = run_ranks(SUPPORT / "fsdp_worker.py", world_size, tmp_path / "store")
+    everything = "\n".join(output for _, output in outputs)
+    for status, output in outputs:
+        assert status == 0, everything
+        assert output.splitlines() == CHECKS, everything
 
 
 @pytest.mark.parametrize("module", (torch.nn.Linear(2, 2), torch.nn.Identity()))
